@@ -1,0 +1,24 @@
+"""Shared test set-up: one thread per library, real sample files by environment variable."""
+
+import os
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+
+torch.set_num_threads(1)
+cv2.setNumThreads(0)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real sample files; the test is skipped where $PAM_AUG_REAL_DATA is not set."""
+    root = os.environ.get("PAM_AUG_REAL_DATA")
+    if not root:
+        pytest.skip("PAM_AUG_REAL_DATA is not set")
+    return Path(root)
