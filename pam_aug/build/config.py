@@ -1,0 +1,115 @@
+"""What a build is made of: the configuration's schema, and what of it decides the pixels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from pam_aug import registry
+from pam_aug.config import resolve, to_dict
+from pam_aug.errors import ConfigError
+from pam_aug.mix import parse_ratio
+from pam_aug.select import SelectConfig
+
+__all__ = [
+    "BuildConfig",
+    "GenerateConfig",
+    "MixConfig",
+    "ScoreConfig",
+    "ShardsConfig",
+    "check",
+    "open_converter",
+    "pixel_fields",
+]
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    generator: str = "rendered"
+    candidates: int = 30  # per input, as the PAM paper samples them
+    run_seed: int = 0
+
+
+@dataclass(frozen=True)
+class ScoreConfig:
+    estimator: str = "simplehand"
+
+
+@dataclass(frozen=True)
+class ShardsConfig:
+    inputs_per_shard: int = 8  # synthetic shards: whatever is kept of a fixed slice of inputs
+    samples_per_shard: int = 256  # real shards
+    depth: bool = False  # <key>.depth.png, 16-bit millimetres
+    seg: bool = False  # <key>.seg.png, 8-bit ids
+    keep_rejected: bool = True
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    ratio: str = "0.5"  # share of real hands in what an estimator reads
+    real_fraction: str = "1"  # share of the real sequences that is kept at all
+    seed: int = 0
+    on_short: str = "repeat"  # too few synthetic samples: "repeat" them or "stop" the epoch
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """A build. `source` and `real` name a converter and hold that converter's own options.
+
+    `real` may instead be `{shards: DIR}` (shards converted before). Empty, it is the source's own images where it has
+    any, and the rendered stand-in where it has none.
+    """
+
+    schema: int = 1
+    source: dict[str, Any] = field(default_factory=lambda: {"converter": "demo-rollouts"})
+    inputs: int = -1  # how many of the source's inputs are generated from, evenly spread; -1 takes all
+    real: dict[str, Any] = field(default_factory=dict)
+    generate: GenerateConfig = field(default_factory=GenerateConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    select: SelectConfig = field(default_factory=SelectConfig)
+    shards: ShardsConfig = field(default_factory=ShardsConfig)
+    mix: MixConfig = field(default_factory=MixConfig)
+
+
+# Applied on reading: they may change between two runs on one folder.
+_NOT_PIXELS = ("mix",)
+
+
+def pixel_fields(config: BuildConfig) -> dict[str, Any]:
+    """The part of a configuration that decides which bytes the shards hold."""
+    tree = to_dict(config)
+    return {f.name: tree[f.name] for f in fields(config) if f.name not in _NOT_PIXELS}
+
+
+def open_converter(section: Mapping[str, Any], where: str) -> Any:
+    """The converter that a `source` or `real` section names, opened with its options checked."""
+    options = dict(section)
+    name = options.pop("converter", None)
+    if not isinstance(name, str):
+        raise ConfigError(f"{where}.converter: name one of {', '.join(registry.names('converters'))}", field=where)
+    converter = registry.load("converters", name)
+    return converter(resolve(converter.Options, options, where=f"{where} ({name})"))
+
+
+def check(config: BuildConfig) -> None:
+    """Values that the types do not rule out. Raises ConfigError with all problems."""
+    problems: list[str] = []
+    if config.schema != 1:
+        problems.append(f"schema: {config.schema} is not known, this library reads 1")
+    if not 1 <= config.generate.candidates <= 100:
+        problems.append(
+            f"generate.candidates: {config.generate.candidates} is outside 1 to 100 (a key ends in two digits)"
+        )
+    if config.inputs == 0 or config.inputs < -1:
+        problems.append(f"inputs: {config.inputs}; give a positive number, or -1 for all")
+    for name in ("inputs_per_shard", "samples_per_shard"):
+        if getattr(config.shards, name) < 1:
+            problems.append(f"shards.{name}: must be at least 1")
+    if config.mix.on_short not in ("repeat", "stop"):
+        problems.append(f'mix.on_short: {config.mix.on_short!r} is neither "repeat" nor "stop"')
+    for name in ("ratio", "real_fraction"):
+        try:
+            parse_ratio(getattr(config.mix, name))
+        except ConfigError as error:
+            problems.append(f"mix.{name}: {error}")
+    if problems:
+        raise ConfigError("\n  - ".join(["the configuration cannot be run:", *problems]), problems=problems)
