@@ -1,0 +1,69 @@
+"""Image bytes to pixels, with a pixel cap before any memory is taken and one kind of error for all damage."""
+
+import struct
+from typing import Literal
+
+import numpy as np
+import simplejpeg
+from jaxtyping import UInt8
+
+from pam_aug.errors import ShardDamaged, UnsafeInput
+
+__all__ = ["MAX_PIXELS", "Suffix", "decode_image", "image_size"]
+
+MAX_PIXELS = 20_000_000
+Suffix = Literal["jpg", "png"]
+
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+def image_size(data: bytes, suffix: Suffix, where: str) -> tuple[int, int]:
+    """(width, height) in pixels from the header alone.
+
+    Raises ShardDamaged where `data` is not an 8-bit grey or colour image of that format, UnsafeInput above 20 Mpx.
+    """
+    if suffix == "jpg":
+        try:
+            header = simplejpeg.decode_jpeg_header(data)
+        except (ValueError, TypeError) as error:
+            raise ShardDamaged(f"{where}: not a JPEG image ({error})", where=where) from error
+        height, width, colorspace = int(header[0]), int(header[1]), header[2]  # type: ignore[arg-type]
+        if colorspace not in ("YCbCr", "Gray", "RGB"):
+            raise ShardDamaged(f"{where}: a {colorspace} JPEG; only colour and grey ones are read", where=where)
+    else:
+        if len(data) < 33 or data[:8] != _PNG_MAGIC or data[12:16] != b"IHDR":
+            raise ShardDamaged(f"{where}: not a PNG image", where=where)
+        width, height, depth = struct.unpack(">IIB", data[16:25])
+        if depth != 8:
+            raise ShardDamaged(f"{where}: a {depth}-bit PNG; images have 8 bits per channel", where=where)
+    if width < 1 or height < 1:
+        raise ShardDamaged(f"{where}: an image of {width} × {height} pixels", where=where)
+    if width * height > MAX_PIXELS:
+        raise UnsafeInput(f"{where}: {width} × {height} pixels is over the limit of {MAX_PIXELS}", where=where)
+    return width, height
+
+
+def decode_image(
+    data: bytes, suffix: Suffix, where: str, out: UInt8[np.ndarray, "H W 3"] | None = None
+) -> UInt8[np.ndarray, "H W 3"]:
+    """The RGB image; into `out` where its size fits, which saves a copy. EXIF rotation is not applied.
+
+    Raises ShardDamaged for bytes that do not decode, UnsafeInput above 20 Mpx.
+    """
+    width, height = image_size(data, suffix, where)
+    fits = out is not None and out.shape == (height, width, 3)
+    if suffix == "jpg":
+        try:
+            image = simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out if fits else None)
+        except ValueError as error:
+            raise ShardDamaged(f"{where}: the JPEG does not decode ({error})", where=where) from error
+        return out if fits and out is not None else image
+    import cv2
+
+    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    if decoded is None or decoded.shape != (height, width, 3):
+        raise ShardDamaged(f"{where}: the PNG does not decode", where=where)
+    if fits and out is not None:
+        out[:] = decoded
+        return out
+    return np.asarray(decoded, dtype=np.uint8)

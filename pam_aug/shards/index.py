@@ -1,0 +1,92 @@
+"""The `.idx` file beside a shard: one row per hand, so that a dataset opens without reading any tar.
+
+Layout, little-endian: a 64-byte header (`PAMIDX1\\0`, uint64 bytes of the tar, 32 bytes sha256 of the tar, uint64 rows,
+uint64 bytes per row), then the rows of `INDEX_DTYPE`. It is derived: the tar alone gives the same bytes again.
+"""
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+
+from pam_aug.schema import Sample
+from pam_aug.shards.images import Suffix
+
+__all__ = ["INDEX_DTYPE", "SIDES", "hand_rows", "index_bytes", "read_index"]
+
+SIDES = ("right", "left")
+_SUFFIXES = ("jpg", "png")
+
+# Units and frames as in schema.Hand. `side` 0 right, 1 left; `image_format` 0 JPEG, 1 PNG; `sample` is the shard's
+# sample number, `hand` the number in `Sample.hands`.
+INDEX_DTYPE = np.dtype(
+    [
+        ("key", "S180"),
+        ("sample", "<i4"),
+        ("hand", "u1"),
+        ("side", "u1"),
+        ("synthetic", "?"),
+        ("mano_valid", "?"),
+        ("image_format", "u1"),
+        ("width", "<i4"),
+        ("height", "<i4"),
+        ("image_offset", "<i8"),
+        ("image_bytes", "<i8"),
+        ("image_crc32", "<u4"),
+        ("K_px", "<f4", (3, 3)),
+        ("joints_cam_m", "<f4", (21, 3)),
+        ("joints_px", "<f4", (21, 2)),
+        ("in_view", "?", (21,)),
+        ("global_orient", "<f4", (3,)),
+        ("hand_pose", "<f4", (45,)),
+        ("betas", "<f4", (10,)),
+        ("transl", "<f4", (3,)),
+    ]
+)
+_HEADER = struct.Struct("<8sQ32sQQ")
+_MAGIC = b"PAMIDX1\0"
+
+
+def hand_rows(sample: Sample, ordinal: int, image: bytes, suffix: Suffix, image_offset: int) -> np.ndarray:
+    """The rows of one sample's hands, shape (hands,) of INDEX_DTYPE."""
+    rows = np.zeros(len(sample.hands), INDEX_DTYPE)
+    rows["key"], rows["sample"], rows["synthetic"] = sample.key.encode(), ordinal, sample.synthetic
+    rows["image_format"] = _SUFFIXES.index(suffix)
+    rows["width"], rows["height"] = sample.camera.width, sample.camera.height
+    rows["image_offset"], rows["image_bytes"], rows["image_crc32"] = image_offset, len(image), zlib.crc32(image)
+    rows["K_px"] = sample.camera.K_px
+    for number, (row, hand) in enumerate(zip(rows, sample.hands)):
+        row["hand"], row["side"], row["mano_valid"] = number, SIDES.index(hand.side), hand.mano_valid
+        for name in ("joints_cam_m", "joints_px", "in_view", "global_orient", "hand_pose", "betas", "transl"):
+            row[name] = getattr(hand, name)
+    return rows
+
+
+def index_bytes(rows: np.ndarray, tar_bytes: int, tar_sha256: str) -> bytes:
+    """The whole `.idx` file of a tar of that size and hash."""
+    header = _HEADER.pack(_MAGIC, tar_bytes, bytes.fromhex(tar_sha256), len(rows), INDEX_DTYPE.itemsize)
+    return header + rows.tobytes()
+
+
+def read_index(path: Path, tar_bytes: int, tar_sha256: str) -> np.ndarray | None:
+    """The rows, memory-mapped, or None where the file is missing, of another format, or of another tar."""
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            header = file.read(_HEADER.size)
+    except OSError:
+        return None
+    if len(header) < _HEADER.size:
+        return None
+    magic, of_bytes, of_sha256, count, row_bytes = _HEADER.unpack(header)
+    if (magic, of_bytes, of_sha256, row_bytes) != (
+        _MAGIC,
+        tar_bytes,
+        bytes.fromhex(tar_sha256),
+        INDEX_DTYPE.itemsize,
+    ) or size != _HEADER.size + count * row_bytes:
+        return None
+    if count == 0:
+        return np.zeros(0, INDEX_DTYPE)
+    return np.memmap(path, INDEX_DTYPE, mode="r", offset=_HEADER.size, shape=(count,))

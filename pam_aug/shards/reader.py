@@ -1,0 +1,290 @@
+"""Reading a shard without trusting it: own USTAR scan, regular members of known suffixes only, nothing extracted.
+
+Bytes come by `pread`, not through a memory map: a file cut short under a map kills the process, while a short read is
+an error with a name.
+"""
+
+import os
+import re
+import zlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+from jaxtyping import UInt8
+
+from pam_aug.errors import PamAugError, SchemaError, ShardDamaged, UnsafeInput
+from pam_aug.schema import SCHEMA_VERSION, Sample, check_key, sample_from_json
+from pam_aug.shards.images import Suffix, decode_image
+from pam_aug.shards.index import INDEX_DTYPE, hand_rows, read_index
+from pam_aug.shards.writer import EXTRAS, index_path, marker_path
+
+__all__ = ["ShardReader", "read_marker"]
+
+MAX_MEMBER_BYTES = 256 << 20
+MAX_SHARD_BYTES = 64 << 30
+MAX_MEMBERS = 1 << 16
+_BLOCK = 512
+_ZEROS = bytes(_BLOCK)
+_OCTAL = re.compile(rb"[0-7]{1,12}")
+_SUFFIXES = ("jpg", "png", "json", *EXTRAS)
+
+
+@dataclass(slots=True)
+class _Members:
+    """Offset and size of each member of one sample."""
+
+    key: str
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def suffix(self) -> Suffix:
+        return "jpg" if "jpg" in self.spans else "png"
+
+
+def read_marker(path_tar: Path) -> dict[str, Any] | None:
+    """The commit marker beside a shard, or None where it is not committed. Raises ShardDamaged for another content."""
+    path = marker_path(path_tar)
+    try:
+        marker = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise ShardDamaged(f"{path}: the commit marker cannot be read ({error})", path=str(path)) from error
+    wanted = {"schema_version": int, "kind": str, "sha256": str, "bytes": int, "counts": dict, "keys": list}
+    if not isinstance(marker, dict) or not all(isinstance(marker.get(n), t) for n, t in wanted.items()):
+        raise ShardDamaged(f"{path}: not a commit marker (needs {', '.join(wanted)})", path=str(path))
+    if not re.fullmatch(r"[0-9a-f]{64}", marker["sha256"]) or not isinstance(marker["counts"].get("samples"), int):
+        raise ShardDamaged(f"{path}: the commit marker's sha256 or counts are not of their form", path=str(path))
+    if marker["schema_version"] != SCHEMA_VERSION:
+        raise SchemaError(
+            f"{path}: schema version {marker['schema_version']}, this library reads {SCHEMA_VERSION}", path=str(path)
+        )
+    return marker
+
+
+class ShardReader:
+    """One shard, opened for reading samples in any order from any thread.
+
+    len, `keys`, `sample(i)`, `image_bytes(i)`, `image(i)`, `extra(i, name)`; `rows` is the table of its hands.
+    Raises ShardDamaged where bytes, structure or the commit marker disagree, UnsafeInput for what no shard of ours
+    holds (links, absolute or `..` names, pickles, compression, sizes out of range), SchemaError for wrong labels.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.marker = read_marker(self.path)
+        try:
+            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ShardDamaged(f"{self.path}: cannot be opened ({error.strerror})", path=str(self.path)) from error
+        self.bytes = os.fstat(self._descriptor).st_size
+        self._scanned: list[_Members] | None = None
+        self._rows: np.ndarray | None = None
+        if self.marker is not None and self.marker["bytes"] != self.bytes:
+            raise ShardDamaged(
+                f"{self.path}: {self.bytes} bytes, {self.marker['bytes']} were committed: restore it or build it again",
+                path=str(self.path),
+            )
+        if self.bytes > MAX_SHARD_BYTES:
+            raise UnsafeInput(f"{self.path}: {self.bytes} bytes is over the limit of a shard", path=str(self.path))
+
+    def __del__(self) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the file; the reader is of no use afterwards."""
+        descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+    def __enter__(self) -> "ShardReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    @property
+    def keys(self) -> list[str]:
+        """The samples' keys in the order of the file."""
+        return [s.key for s in self._samples]
+
+    @property
+    def has_index(self) -> bool:
+        """Whether the `.idx` file beside the shard is there and is of this tar, going by its header."""
+        return self._read_index() is not None
+
+    @property
+    def rows(self) -> np.ndarray:
+        """The hands' table (INDEX_DTYPE) from the `.idx` file, or from the labels where that is missing or stale."""
+        if self._rows is None:
+            rows = self._read_index()
+            self._rows = self.derive_rows() if rows is None else rows
+        return self._rows
+
+    def sample(self, i: int) -> Sample:
+        """Labels and provenance of sample `i`."""
+        members = self._samples[i]
+        try:
+            sample = sample_from_json(self._member(members, "json"))
+        except PamAugError as error:
+            raise type(error)(f"{self.path}:{members.key}.json: {error}", path=str(self.path)) from error
+        if sample.key != members.key:
+            raise ShardDamaged(f"{self.path}:{members.key}.json: its label says {sample.key!r}", path=str(self.path))
+        return sample
+
+    def suffix(self, i: int) -> Suffix:
+        """ "jpg" or "png": the format of image `i`."""
+        return self._samples[i].suffix
+
+    def image_bytes(self, i: int) -> bytes:
+        """The image file of sample `i`, as it was written."""
+        return self._member(self._samples[i], self._samples[i].suffix)
+
+    def image(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
+        """The decoded RGB image of sample `i`."""
+        members = self._samples[i]
+        return decode_image(self.image_bytes(i), members.suffix, f"{self.path}:{members.key}")
+
+    def extras(self, i: int) -> tuple[str, ...]:
+        """Which of "depth.png" and "seg.png" sample `i` has."""
+        return tuple(name for name in EXTRAS if name in self._samples[i].spans)
+
+    def extra(self, i: int, name: str) -> bytes:
+        """The bytes of "depth.png" (16-bit millimetres) or "seg.png" (8-bit ids) of sample `i`."""
+        members = self._samples[i]
+        if name not in EXTRAS or name not in members.spans:
+            raise SchemaError(f"{self.path}:{members.key}: has no {name!r}, but {self.extras(i)}", name=name)
+        return self._member(members, name)
+
+    def row_image_bytes(self, row: np.void) -> bytes:
+        """The image file of a row of `rows`; its CRC-32 is checked, so that a flipped bit never reaches training."""
+        data = self._read(int(row["image_offset"]), int(row["image_bytes"]))
+        if zlib.crc32(data) != row["image_crc32"]:
+            key = row["key"].decode("ascii", "replace")
+            raise ShardDamaged(
+                f"{self.path}:{key}: the image's bytes changed since it was written: run `pam-aug verify`",
+                path=str(self.path),
+                key=key,
+            )
+        return data
+
+    def derive_rows(self) -> np.ndarray:
+        """The hands' table computed from the tar alone."""
+        parts = [np.zeros(0, INDEX_DTYPE)]
+        for i, members in enumerate(self._samples):
+            offset = members.spans[members.suffix][0]
+            parts.append(hand_rows(self.sample(i), i, self.image_bytes(i), members.suffix, offset))
+        return np.concatenate(parts)
+
+    # ---------------------------------------------------------------------------------------------------- the tar
+
+    @property
+    def _samples(self) -> list[_Members]:
+        if self._scanned is None:
+            self._scanned = self._scan()
+        return self._scanned
+
+    def _read_index(self) -> np.ndarray | None:
+        if self.marker is None:
+            return None
+        return read_index(index_path(self.path), self.bytes, self.marker["sha256"])
+
+    def _read(self, offset: int, size: int) -> bytes:
+        if offset < 0 or size < 0 or size > MAX_MEMBER_BYTES:
+            raise ShardDamaged(f"{self.path}: {size} bytes at {offset} cannot be a member", path=str(self.path))
+        try:
+            data = os.pread(self._descriptor, size, offset)
+        except OSError as error:
+            raise ShardDamaged(f"{self.path}: cannot be read ({error.strerror})", path=str(self.path)) from error
+        if len(data) != size:
+            raise ShardDamaged(f"{self.path}: ends inside a member at byte {offset}", path=str(self.path))
+        return data
+
+    def _member(self, members: _Members, name: str) -> bytes:
+        return self._read(*members.spans[name])
+
+    def _scan(self) -> list[_Members]:
+        samples: list[_Members] = []
+        seen: set[str] = set()
+        offset = count = 0
+        while True:
+            header = self._read(offset, _BLOCK) if offset + _BLOCK <= self.bytes else b""
+            if len(header) < _BLOCK:
+                raise ShardDamaged(f"{self.path}: ends at byte {self.bytes} without an end mark", path=str(self.path))
+            if header == _ZEROS:
+                break
+            count += 1
+            if count > MAX_MEMBERS:
+                raise UnsafeInput(f"{self.path}: more than {MAX_MEMBERS} members", path=str(self.path))
+            size, kind = self._parse(header, offset)
+            start = offset + _BLOCK
+            offset = start + size + -size % _BLOCK
+            if offset > self.bytes:
+                raise ShardDamaged(f"{self.path}: ends inside the member at byte {start}", path=str(self.path))
+            if kind in b"xg":  # PAX headers of foreign writers carry times and owners, which nobody reads
+                continue
+            key, suffix = self._name(header)
+            if not samples or samples[-1].key != key:
+                if key in seen:
+                    raise ShardDamaged(f"{self.path}: the key {key} stands in it twice", path=str(self.path), key=key)
+                self._check_complete(samples)
+                seen.add(key)
+                samples.append(_Members(key))
+            if suffix in samples[-1].spans:
+                raise ShardDamaged(f"{self.path}:{key}.{suffix} stands in it twice", path=str(self.path), key=key)
+            samples[-1].spans[suffix] = (start, size)
+        self._check_complete(samples)
+        rest = self.bytes - offset
+        if rest < 2 * _BLOCK or rest > 1 << 20 or self._read(offset, rest).strip(b"\0"):
+            raise ShardDamaged(f"{self.path}: no proper end of the archive at byte {offset}", path=str(self.path))
+        return samples
+
+    def _check_complete(self, samples: list[_Members]) -> None:
+        spans = samples[-1].spans if samples else {}
+        if samples and ("json" not in spans or ("jpg" in spans) == ("png" in spans)):
+            key, has = samples[-1].key, sorted(spans)
+            raise ShardDamaged(
+                f"{self.path}:{key}: has {has}; a sample is one image and its json", path=str(self.path), key=key
+            )
+
+    def _parse(self, header: bytes, offset: int) -> tuple[int, int]:
+        """(size, type flag) of a member's header, after its checksum."""
+        where = f"{self.path}: header at byte {offset}"
+        if header[257:263] not in (b"ustar\0", b"ustar "):
+            what = "compressed" if header[:2] in (b"\x1f\x8b", b"BZ") or header[:4] == b"\xfd7zX" else "not USTAR"
+            raise UnsafeInput(f"{where}: {what}; shards are plain, uncompressed tar files", path=str(self.path))
+        stored = header[148:156].strip(b" \0")
+        if not _OCTAL.fullmatch(stored) or int(stored, 8) != sum(header) - sum(header[148:156]) + 8 * 32:
+            raise ShardDamaged(f"{where}: wrong checksum", path=str(self.path))
+        text = header[124:136].strip(b" \0")
+        if not _OCTAL.fullmatch(text):
+            raise UnsafeInput(f"{where}: the size field is no octal number", path=str(self.path))
+        size, kind = int(text, 8), header[156]
+        if size > MAX_MEMBER_BYTES:
+            raise UnsafeInput(f"{where}: a member of {size} bytes is over the limit", path=str(self.path))
+        if kind not in b"0\0xg":
+            raise UnsafeInput(f"{where}: type {chr(kind)!r}; shards hold regular files only", path=str(self.path))
+        return size, kind
+
+    def _name(self, header: bytes) -> tuple[str, str]:
+        """(key, suffix) of a member's header."""
+        name, prefix = header[:100].partition(b"\0")[0], header[345:500].partition(b"\0")[0]
+        full = (prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name).decode("ascii", "replace")
+        key, _, suffix = full.partition(".")
+        if full.startswith("/") or ".." in full.split("/") or "\\" in full:
+            raise UnsafeInput(f"{self.path}: the member name {full!r} leaves its folder", path=str(self.path))
+        if suffix not in _SUFFIXES:
+            raise UnsafeInput(
+                f"{self.path}: the member {full!r} is none of {', '.join(_SUFFIXES)}", path=str(self.path), member=full
+            )
+        try:
+            check_key(key)
+        except SchemaError as error:
+            raise ShardDamaged(f"{self.path}: the member {full!r}: {error}", path=str(self.path)) from error
+        return key, suffix

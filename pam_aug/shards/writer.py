@@ -1,0 +1,214 @@
+"""Writing one shard: a plain USTAR tar that is committed whole, or not at all.
+
+Commit: temporary name in the same folder, fsync, rename, fsync of the folder, then the marker `<shard>.json`, last.
+The same samples give the same bytes: fixed mode and owner, mtime 0, members in order. The headers are made with the
+standard library, because webdataset's TarWriter cannot be told the format and writes a PAX header per long key.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Literal, Self
+
+import numpy as np
+import orjson
+
+from pam_aug.errors import SchemaError, StorageError
+from pam_aug.schema import SCHEMA_VERSION, Sample, sample_to_json
+from pam_aug.shards.atomic import fsync_folder, storage_errors, temporary_path, write_atomic
+from pam_aug.shards.images import Suffix, image_size
+from pam_aug.shards.index import INDEX_DTYPE, hand_rows, index_bytes
+
+__all__ = ["EXTRAS", "ShardKind", "ShardWriter", "index_path", "is_committed", "marker_path", "shard_name"]
+
+ShardKind = Literal["real", "syn", "rejected"]
+EXTRAS = ("depth.png", "seg.png")
+_BLOCK, _RECORD = 512, 10240
+
+
+def shard_name(kind: Literal["real", "syn"], index: int) -> str:
+    """`real-00012.tar`, `syn-00012.tar`."""
+    return f"{kind}-{index:05d}.tar"
+
+
+def marker_path(path_tar: Path) -> Path:
+    """The commit marker of a shard: the JSON file beside it."""
+    return Path(path_tar).with_suffix(".json")
+
+
+def index_path(path_tar: Path) -> Path:
+    """The derived index of a shard."""
+    return Path(path_tar).with_suffix(".idx")
+
+
+def is_committed(path_tar: Path) -> bool:
+    """Whether the shard was finished: its marker is there, which is written last."""
+    return marker_path(path_tar).is_file() and Path(path_tar).is_file()
+
+
+class ShardWriter:
+    """Context manager that writes one shard and commits it on a clean exit only.
+
+    with ShardWriter(folder / shard_name("real", 12), "real") as shard:
+        shard.add(sample, jpeg_bytes)
+        shard.count("failed")
+
+    After the block `marker` holds what was committed. Where another writer committed the same name first, its shard
+    stands and this one's is dropped. Raises StorageError when the disk refuses, SchemaError for a sample that does not
+    belong: nothing is committed then, and no temporary file stays.
+    """
+
+    def __init__(self, path_tar: Path, kind: ShardKind) -> None:
+        self.path, self.kind = Path(path_tar), kind
+        if self.path.suffix != ".tar":
+            raise SchemaError(f"{self.path}: a shard's name ends in .tar", path=str(self.path))
+        self.marker: dict[str, Any] = {}
+        self._counts: Counter[str] = Counter(samples=0, hands=0)
+        self._keys: list[str] = []
+        self._known: set[str] = set()
+        self._rows: list[np.ndarray] = []
+        self._extras: tuple[str, ...] | None = None
+        self._sha256 = hashlib.sha256()
+        self._offset = 0
+        self._file: BinaryIO | None = None
+        self._temporary = temporary_path(self.path)
+
+    def __enter__(self) -> Self:
+        with storage_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._temporary, "xb", buffering=1 << 20)
+        self._started = time.monotonic()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        try:
+            if kind is None:
+                with storage_errors(self.path):
+                    self._commit()
+        finally:
+            self._discard()
+
+    def add(
+        self, sample: Sample, image: bytes, suffix: Suffix = "jpg", extras: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Appends a sample: its image's bytes as they are, its labels, and `extras` ("depth.png", "seg.png").
+
+        Raises SchemaError for a duplicate key, a sample of the other kind, an image that is not of the camera's size,
+        or extras that the shard's other samples lack.
+        """
+        extras = dict(extras or {})
+        self._check(sample, image, suffix, extras)
+        members = {suffix: image, "json": sample_to_json(sample), **{name: extras[name] for name in sorted(extras)}}
+        headers = {name: _header(sample.key, name, len(data)) for name, data in members.items()}
+        ordinal = len(self._keys)
+        for name, data in members.items():
+            self._write(headers[name])
+            if name == suffix:
+                self._rows.append(hand_rows(sample, ordinal, image, suffix, self._offset))
+            self._write(data)
+            self._write(bytes(-len(data) % _BLOCK))
+        self._extras = tuple(sorted(extras))
+        self._keys.append(sample.key)
+        self._known.add(sample.key)
+        self._counts["samples"] += 1
+        self._counts["hands"] += len(sample.hands)
+
+    def count(self, name: str, n: int = 1) -> None:
+        """Adds `n` to the count `name` ("failed", "rejected" …) in the commit marker."""
+        if name in ("samples", "hands"):
+            raise SchemaError(f"{self.path}: the count {name!r} is kept by the writer", name=name)
+        self._counts[name] += n
+
+    def _check(self, sample: Sample, image: bytes, suffix: Suffix, extras: Mapping[str, bytes]) -> None:
+        where = f"{self.path.name}:{sample.key}"
+        if sample.key in self._known:
+            raise SchemaError(f"{where}: the key stands in this shard already; keys are unique", key=sample.key)
+        if sample.synthetic != (self.kind != "real"):
+            has = "synthetic" if sample.synthetic else "real"
+            raise SchemaError(f"{where}: a {has} sample does not belong into a {self.kind!r} shard", key=sample.key)
+        if suffix not in ("jpg", "png") or not set(extras) <= set(EXTRAS):
+            raise SchemaError(f"{where}: members are jpg or png, and {EXTRAS}; got {suffix!r}, {sorted(extras)}")
+        if self._extras not in (None, tuple(sorted(extras))):
+            raise SchemaError(
+                f"{where}: extras {sorted(extras)}, but the samples before have {self._extras}; all have the same",
+                key=sample.key,
+            )
+        size = image_size(image, suffix, where)
+        if size != (sample.camera.width, sample.camera.height):
+            raise SchemaError(
+                f"{where}: the image has {size[0]} × {size[1]} pixels, its camera "
+                f"{sample.camera.width} × {sample.camera.height}",
+                key=sample.key,
+            )
+
+    def _write(self, data: bytes) -> None:
+        if self._file is None:
+            raise StorageError(f"{self.path}: the shard is not open; write inside the `with` block")
+        try:
+            with storage_errors(self.path):
+                self._file.write(data)
+        except StorageError:
+            self._discard()  # a caller that goes on after a failed write must not commit a torn member
+            raise
+        self._sha256.update(data)
+        self._offset += len(data)
+
+    def _commit(self) -> None:
+        end = 2 * _BLOCK
+        self._write(bytes(end + -(self._offset + end) % _RECORD))
+        assert self._file is not None
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        digest = self._sha256.hexdigest()
+        marker = {
+            "schema_version": SCHEMA_VERSION,
+            "kind": self.kind,
+            "sha256": digest,
+            "bytes": self._offset,
+            "counts": dict(sorted(self._counts.items())),
+            "seconds": round(time.monotonic() - self._started, 3),
+            "keys": self._keys,
+        }
+        rows = np.concatenate(self._rows) if self._rows else np.zeros(0, INDEX_DTYPE)
+        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            # Two writers of one name: the lock makes tar and marker one step, and a killed holder releases it.
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            if is_committed(self.path):
+                self.marker = orjson.loads(marker_path(self.path).read_bytes())
+                return
+            os.replace(self._temporary, self.path)
+            fsync_folder(self.path.parent)
+            write_atomic(index_path(self.path), index_bytes(rows, self._offset, digest))
+            write_atomic(marker_path(self.path), orjson.dumps(marker) + b"\n")
+        finally:
+            os.close(folder)
+        self.marker = marker
+
+    def _discard(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # the buffer of a failed write; the file goes anyway
+                self._file.close()
+            self._file = None
+        self._temporary.unlink(missing_ok=True)
+
+
+def _header(key: str, name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(f"{key}.{name}")
+    info.size, info.mtime, info.mode, info.uid, info.gid = size, 0, 0o444, 0, 0
+    try:
+        return info.tobuf(tarfile.USTAR_FORMAT, "ascii", "strict")
+    except ValueError as error:
+        raise SchemaError(
+            f"{key}.{name}: does not fit a tar header ({error}); names over 100 bytes need a `/` that leaves at most "
+            "155 bytes before and 100 behind it: shorten the key's parts",
+            key=key,
+        ) from error
