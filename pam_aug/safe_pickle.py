@@ -111,8 +111,9 @@ def _array_from_bytes(raw: Any, dtype: np.dtype, shape: Any, fortran: bool) -> n
     shape = tuple(int(n) for n in shape)
     if any(n < 0 for n in shape):
         raise ValueError(f"array shape {shape}")
-    if memoryview(raw).nbytes != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{memoryview(raw).nbytes} bytes for an array of shape {shape} and type {dtype}")
+    raw = memoryview(raw).cast("B")
+    if raw.nbytes != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"{raw.nbytes} bytes for an array of shape {shape} and type {dtype}")
     array = np.frombuffer(raw, dtype=dtype) if math.prod(shape) and dtype.itemsize else np.zeros(0, dtype)
     array = array.reshape(shape[::-1]).T if fortran else array.reshape(shape)
     return array.astype(dtype.newbyteorder("="), order="K", copy=True)
@@ -147,6 +148,10 @@ def _encode_latin1(text: Any, encoding: Any = "latin1") -> bytes:
     return text.encode("latin1")
 
 
+def _empty_bytes() -> bytes:
+    return b""  # how protocols 0 to 2 write an empty byte string
+
+
 def _new_instance(cls: Any, base: Any = object, _state: Any = None) -> Any:
     # What protocols 0 and 1 call to make an instance; only our own stand-ins can be asked for.
     if base is not object or not (isinstance(cls, type) and issubclass(cls, AllowedState)):
@@ -168,6 +173,7 @@ def _numpy_names() -> dict[tuple[str, str], Any]:
     for module in ("__builtin__", "builtins"):
         names[module, "set"] = AllowedCall(lambda items=(): set(items))
         names[module, "object"] = object
+        names[module, "bytes"] = AllowedCall(_empty_bytes)
     for module in ("copy_reg", "copyreg"):
         names[module, "_reconstructor"] = AllowedCall(_new_instance)
     return names
@@ -223,8 +229,11 @@ class _ArrayHeader(AllowedState):
     """Stands for joblib's NumpyArrayWrapper: the array's bytes follow in the stream."""
 
 
-class _JoblibUnpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
-    dispatch = dict(pickle._Unpickler.dispatch)  # pyright: ignore[reportAttributeAccessIssue]  # noqa: RUF012
+_PurePythonUnpickler: Any = pickle._Unpickler  # not in the type stubs
+
+
+class _JoblibUnpickler(_PurePythonUnpickler):
+    dispatch = dict(_PurePythonUnpickler.dispatch)  # noqa: RUF012
 
     def __init__(self, file: io.BytesIO, allow: Mapping[tuple[str, str], Any]) -> None:
         super().__init__(file, encoding="latin1")
@@ -280,7 +289,7 @@ def _load(path: Path, unpickler: Any) -> Any:
             f"{path}: the pickle holds {refused}, which is not on the allow-list; nothing of it was run. "
             "Get the file from its official source, or convert it to .npz where you trust it."
         ) from None
-    # Whatever a broken stream makes `pickle` raise (a dozen types, TypeError and MemoryError among them) means the same.
+    # A broken stream makes `pickle` raise a dozen types, TypeError and MemoryError among them.
     except Exception as error:
         raise SourceError(
             f"{path}: not a readable pickle ({type(error).__name__}: {error}). "
