@@ -1,0 +1,284 @@
+"""Skinning of the open hand: weights, joint regressor, pose correctives and shape directions.
+
+Everything is computed from the rest mesh and the skeleton; nothing is learnt from scans or from another hand model.
+"""
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.optimize import nnls
+from scipy.spatial.transform import Rotation
+
+from pam_aug.hand.make_open_hand_skeleton import DIGITS, PARENTS, Digit, rest_joints
+
+_BEND_MM = {
+    "base": 10.5,
+    "mid": 8.0,
+    "end": 6.5,
+}  # half lengths of the zones over which skin follows from one bone to the next
+
+
+def _smoothstep(x: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
+    x = np.clip(x, 0, 1)
+    return x * x * (3 - 2 * x)
+
+
+def _adjacency(faces: Int[np.ndarray, "f 3"], count: int) -> Float[np.ndarray, "v v"]:
+    """Row-normalised neighbour averaging."""
+    matrix = np.zeros((count, count))
+    for i, j in ((0, 1), (1, 2), (2, 0)):
+        matrix[faces[:, i], faces[:, j]] = matrix[faces[:, j], faces[:, i]] = 1
+    return matrix / matrix.sum(1, keepdims=True)
+
+
+def skin_weights(
+    v: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"], owner: list[str], digits: dict[str, Digit]
+) -> Float[np.ndarray, "v 16"]:
+    """At most four weights per vertex, rows sum to 1.
+
+    Along a digit the weight passes from bone to bone by a smooth step centred on the joint (distal of it on the palmar
+    side of the knuckles, where the crease is); across the palm it is shared between neighbouring rays, and fades into
+    the wrist's share.
+    """
+    n = len(v)
+    local = {name: d.to_local(v) for name, d in digits.items()}
+    fingers = [name for name in DIGITS if name != "thumb"]
+    # membership of the palm's vertices in the four rays, by lateral distance; a finger's own vertices belong to it
+    # alone
+    width = 0.0095
+    distance = np.stack([np.abs(local[name][:, 1]) for name in fingers], axis=1)
+    member = np.exp(-((distance / width) ** 2) * 1.4)
+    member /= np.maximum(member.sum(1, keepdims=True), 1e-9)
+    for k, name in enumerate(fingers):
+        member[[o == name for o in owner]] = np.eye(4)[k]
+    weights = np.zeros((n, 16))
+    for k, name in enumerate(fingers):
+        first = 1 + 3 * DIGITS.index(name)
+        d, (u, _, b) = digits[name], local[name].T
+        zone = np.array([_BEND_MM["base"], _BEND_MM["mid"], _BEND_MM["end"]]) * 1e-3
+        # the palmar crease of the knuckle lies about half a finger's thickness beyond the joint
+        shift = np.stack([np.clip(-b, -0.008, 0.016) * 0.55, -0.0 * b, -0.0 * b])
+        past = [_smoothstep((u - d.joint_u[j] - shift[j]) / (2 * zone[j]) + 0.5) for j in range(3)]
+        weights[:, first] = member[:, k] * past[0] * (1 - past[1])
+        weights[:, first + 1] = member[:, k] * past[0] * past[1] * (1 - past[2])
+        weights[:, first + 2] = member[:, k] * past[0] * past[1] * past[2]
+    thumb, (u, a, b) = digits["thumb"], local["thumb"].T
+    own = np.array([o == "thumb" for o in owner])
+    radial = np.hypot(a, b - np.interp(u, thumb.joint_u, thumb.joint_b))
+    share = _smoothstep((0.038 - radial) / 0.026) * _smoothstep((u + 0.010) / 0.036)
+    share = np.where(own, _smoothstep((u + 0.010) / 0.036), share)
+    bend = [_smoothstep((u - thumb.joint_u[j]) / 0.019 + 0.5) * share for j in (1, 2)]
+    bend = [np.where(radial < 0.018, x, 0.0) for x in bend]
+    thumb_weights = np.stack([share - bend[0], bend[0] - bend[1], bend[1]], axis=1)
+    weights *= (1 - share)[:, None]
+    weights[:, 13:] = thumb_weights
+    weights[:, 0] = 1 - weights[:, 1:].sum(1)
+    return _finish_weights(weights, faces, owner)
+
+
+def _finish_weights(
+    weights: Float[np.ndarray, "v 16"], faces: Int[np.ndarray, "f 3"], owner: list[str]
+) -> Float[np.ndarray, "v 16"]:
+    """Smooth over the palm, keep the four largest, normalise."""
+    mean = _adjacency(faces, len(weights))
+    soft = np.array([0.5 if o == "all" else 0.0 for o in owner])[:, None]
+    for _ in range(4):
+        weights = weights + soft * (mean @ weights - weights)
+    floor = np.sort(weights, axis=1)[:, -4][:, None]
+    weights = np.where((weights >= floor) & (weights > 2e-3), weights, 0.0)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def joint_regressor(
+    v: Float[np.ndarray, "v 3"], weights: Float[np.ndarray, "v 16"], joints: Float[np.ndarray, "16 3"]
+) -> Float[np.ndarray, "16 v"]:
+    """Non-negative local averages of skin vertices that give the joints (ridge-regularised NNLS; rows sum to 1).
+
+    A joint is taken from vertices that follow its own bone or its parent, so that a change of shape carries it along.
+    """
+    out = np.zeros((16, len(v)))
+    for k in range(16):
+        parent = max(PARENTS[k], 0)
+        distance = np.linalg.norm(v - joints[k], axis=1)
+        follows = weights[:, k] + weights[:, parent] if k else weights[:, 0]
+        reach = np.sort(distance[follows > 0.5])[15] * 1.35
+        near = np.flatnonzero((distance < reach) & (follows > 0.5))
+        ridge = 2e-3
+        system = np.vstack(
+            [(v[near] - joints[k]).T * 1e3, np.full((1, len(near)), 1e2), np.eye(len(near)) * ridge * 1e3]
+        )
+        target = np.concatenate([np.zeros(3), [1e2], np.full(len(near), ridge * 1e3 / len(near))])
+        row, _ = nnls(system, target)
+        out[k, near] = row / row.sum()
+    return out
+
+
+def _subtree(k: int) -> list[int]:
+    members = [k]
+    for child in range(k + 1, 16):
+        if PARENTS[child] in members:
+            members.append(child)
+    return members
+
+
+def joint_frame(digits: dict[str, Digit], k: int) -> Float[np.ndarray, "3 3"]:
+    """Rows: axis of flexion (positive towards the palm), of abduction (towards the thumb's side, +), of twist, for
+    joint k >= 1."""
+    digit = digits[DIGITS[(k - 1) // 3]]
+    step = (k - 1) % 3
+    bone = digit.points[step + 1] - digit.points[step]
+    bone /= np.linalg.norm(bone)
+    flexion = np.cross(bone, -digit.axes[2])
+    flexion /= np.linalg.norm(flexion)
+    return np.stack([flexion, np.cross(bone, flexion), bone])
+
+
+def pose_correctives(
+    v: Float[np.ndarray, "v 3"],
+    weights: Float[np.ndarray, "v 16"],
+    digits: dict[str, Digit],
+    joints: Float[np.ndarray, "16 3"],
+) -> Float[np.ndarray, "v 3 135"]:
+    """Rest-pose offsets, linear in R_k - I, that keep a bent joint from losing its volume (ridge least squares per
+    joint).
+
+    The goal for one turned joint is spherical skinning (each vertex turns about the joint by its share of the angle, as
+    dual quaternions do: Kavan et al., "Geometric Skinning with Approximate Dual Quaternion Blending", TOG 2008) plus a
+    soft bulge beside the crease.
+    """
+    out = np.zeros((len(v), 3, 135))
+    for k in range(1, 16):
+        share = weights[:, _subtree(k)].sum(1)
+        near = np.flatnonzero((share > 1e-4) & (share < 1 - 1e-4))
+        frame = joint_frame(digits, k)
+        base, w = joints[k], share[near, None]
+        arm = v[near] - base
+        level = arm @ frame[2]
+        # `under` grows towards the palm: there, flesh pressed by the bend swells
+        under = np.clip(-(arm @ np.cross(frame[2], frame[0])) * _palm_sign(digits, k), 0, None)
+        samples, offsets = [], []
+        for turn, weight in _sample_turns(k, frame):
+            matrix = turn.as_matrix()
+            vector = turn.as_rotvec()
+            goal = base + np.stack(
+                [Rotation.from_rotvec(s * vector).apply(x) for s, x in zip(w[:, 0], arm, strict=True)]
+            )
+            angle = max(float(vector @ frame[0]), 0.0)
+            bulge = 0.10 * (1 - np.cos(angle)) * under * np.exp(-(((np.abs(level) - 0.008) / 0.006) ** 2))
+            goal = goal + bulge[:, None] * _bulge_direction(w, vector, frame, digits, k)
+            blend = (1 - w[:, :, None]) * np.eye(3) + w[:, :, None] * matrix
+            # invert this joint's linear blend to find where the rest vertex should have been
+            rest = base + np.linalg.solve(blend, (goal - base)[:, :, None])[:, :, 0]
+            samples.append((matrix - np.eye(3)).ravel() * weight)
+            offsets.append((rest - v[near]) * weight)
+        a, y = np.array(samples), np.array(offsets).reshape(len(samples), -1)
+        solution = np.linalg.solve(a.T @ a + 0.02 * np.eye(9), a.T @ y)
+        out[near, :, 9 * (k - 1) : 9 * k] = solution.reshape(9, len(near), 3).transpose(1, 2, 0)
+    return out
+
+
+def _palm_sign(digits: dict[str, Digit], k: int) -> float:
+    frame = joint_frame(digits, k)
+    return float(np.sign(np.cross(frame[2], frame[0]) @ digits[DIGITS[(k - 1) // 3]].axes[2]))
+
+
+def _bulge_direction(
+    w: Float[np.ndarray, "n 1"],
+    vector: Float[np.ndarray, "3"],
+    frame: Float[np.ndarray, "3 3"],
+    digits: dict[str, Digit],
+    k: int,
+) -> Float[np.ndarray, "n 3"]:
+    """Away from the bone on the palmar side, turned with the vertex."""
+    palmar = -digits[DIGITS[(k - 1) // 3]].axes[2]
+    palmar = palmar - frame[2] * (palmar @ frame[2])
+    return np.stack([Rotation.from_rotvec(s * vector).apply(palmar) for s in w[:, 0]])
+
+
+def _sample_turns(k: int, frame: Float[np.ndarray, "3 3"]) -> list[tuple[Rotation, float]]:
+    """Turns of one joint over its range with their weights in the fit."""
+    base = (k - 1) % 3 == 0
+    turns = []
+    for flexion in (-20, 20, 45, 70, 90, 105):
+        for abduction in (-20, 0, 20) if base else (-6, 0, 6):
+            for twist in (-12, 0, 12):
+                vector = (
+                    np.radians(flexion) * frame[0] + np.radians(abduction) * frame[1] + np.radians(twist) * frame[2]
+                )
+                turns.append((Rotation.from_rotvec(vector), 1.0 if twist == 0 and abduction == 0 else 0.35))
+    return turns
+
+
+def shape_directions(
+    v: Float[np.ndarray, "v 3"], weights: Float[np.ndarray, "v 16"], digits: dict[str, Digit]
+) -> Float[np.ndarray, "v 3 10"]:
+    """Ten shape directions, each one standard deviation at coefficient 1; see `SHAPE_MEANING`."""
+    return np.stack([_deform(v, weights, digits, change) for change in _changes(digits)], axis=2)
+
+
+SHAPE_MEANING = (
+    "overall size (5 %)",
+    "breadth of palm and wrist (5 %)",
+    "thickness of palm and wrist (7 %)",
+    "length of all fingers against the palm (4 %)",
+    "girth of fingers and thumb (6 %)",
+    "length of the palm (4 %)",
+    "length of the thumb (5 %)",
+    "index against ring length (2.5 %, the 2D:4D ratio)",
+    "length of the little finger (5 %)",
+    "taper: thicker wrist, finer fingertips (6 %)",
+)
+
+
+def _changes(digits: dict[str, Digit]) -> list[list[tuple[Float[np.ndarray, "3 3"], tuple[int, ...]]]]:
+    """For each direction, linear maps (less the identity) and the bones that they stretch."""
+    x, y, z = np.eye(3)
+
+    def along(names: tuple[str, ...], amount: float) -> list[tuple[Float[np.ndarray, "3 3"], tuple[int, ...]]]:
+        terms = []
+        for name in names:
+            for step in range(3):
+                k = 1 + 3 * DIGITS.index(name) + step
+                bone = joint_frame(digits, k)[2]
+                terms.append((amount * np.outer(bone, bone), (k,)))
+        return terms
+
+    def across(amounts: tuple[float, float, float]) -> list[tuple[Float[np.ndarray, "3 3"], tuple[int, ...]]]:
+        terms = []
+        for k in range(1, 16):
+            bone = joint_frame(digits, k)[2]
+            terms.append((amounts[(k - 1) % 3] * (np.eye(3) - np.outer(bone, bone)), (k,)))
+        return terms
+
+    everything = tuple(range(16))
+    fingers = ("index", "middle", "ring", "little")
+    return [
+        [(0.05 * np.eye(3), everything)],
+        [(0.05 * np.outer(z, z), (0,))],
+        [(0.07 * np.outer(y, y), (0,)), *[(0.05 * np.outer(y, y), (k,)) for k in (1, 4, 7, 10, 13)]],
+        along(fingers, 0.04),
+        across((0.05, 0.06, 0.06)),
+        [(0.04 * np.outer(x, x), (0,))],
+        along(("thumb",), 0.05),
+        along(("index",), 0.025) + along(("ring",), -0.025),
+        along(("little",), 0.05),
+        [(0.05 * (np.outer(y, y) + np.outer(z, z)), (0,)), *across((0.0, -0.03, -0.06))],
+    ]
+
+
+def _deform(
+    v: Float[np.ndarray, "v 3"],
+    weights: Float[np.ndarray, "v 16"],
+    digits: dict[str, Digit],
+    change: list[tuple[Float[np.ndarray, "3 3"], tuple[int, ...]]],
+) -> Float[np.ndarray, "v 3"]:
+    """Displacements when each bone is stretched by its map and the joints stay together (linear in the maps)."""
+    maps = np.zeros((16, 3, 3))
+    for matrix, bones in change:
+        maps[list(bones)] += matrix
+    joints = rest_joints(digits)
+    moved = np.zeros((16, 3))
+    for k in range(1, 16):
+        parent = PARENTS[k]
+        moved[k] = moved[parent] + maps[parent] @ (joints[k] - joints[parent])
+    per_bone = moved[None] + np.einsum("kij,vkj->vki", maps, v[:, None] - joints[None])
+    return np.einsum("vk,vki->vi", weights, per_bone)
