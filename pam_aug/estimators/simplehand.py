@@ -1,0 +1,176 @@
+"""The `simplehand` backend: SimpleHand's design with a small backbone, on weights that our own recipe trained.
+
+The bundled weights know rendered hands. They rank candidates of one input; they are no state-of-the-art estimator.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from pam_aug.errors import AssetMissing, BackendError, ConfigError, PamAugError, SchemaError
+from pam_aug.estimators.base import Estimates, HandQuery
+from pam_aug.estimators.crop import PerspectiveCrop, perspective_crop
+from pam_aug.estimators.simplehand_net import NetConfig, SimpleHandNet, fold_batch_norm, normalise_pixels
+
+__all__ = ["BUNDLED_WEIGHTS", "SimpleHandEstimator", "SimpleHandOptions", "load_net", "predict", "save_net"]
+
+BUNDLED_WEIGHTS = Path(__file__).with_name("simplehand_small.safetensors")
+
+
+@dataclass(frozen=True)
+class SimpleHandOptions:
+    """`weights` is a safetensors file with its .json beside it; "" means the bundled one."""
+
+    weights: str = ""
+
+
+class SimpleHandEstimator:
+    """Root-relative hands from label boxes. Right-handed inside: left hands are mirrored in and out.
+
+    Single precision on the calling thread's torch settings, in blocks of 30 crops, so results repeat bit for bit on one
+    machine. `requires` names a missing weight file.
+    """
+
+    name: ClassVar[str] = "simplehand"
+    Options: ClassVar[type] = SimpleHandOptions
+    batch: ClassVar[int] = 30
+
+    def __init__(self, options: SimpleHandOptions | None = None) -> None:
+        self.weights = Path((options or SimpleHandOptions()).weights or BUNDLED_WEIGHTS)
+        self._net: SimpleHandNet | None = None
+
+    @property
+    def version(self) -> str:
+        """The recipe's name and the hash of its weights, for provenance."""
+        info = read_info(self.weights)
+        return f"{info['recipe']}-{info['weights_sha256'][:12]}"
+
+    def requires(self) -> list[str]:
+        """The weight files that are missing; [] where the estimator is ready."""
+        files = (self.weights, self.weights.with_suffix(".json"))
+        return [f"{path}: SimpleHand weights; train them with `pam-aug train simplehand_small`" for path in files
+                if not path.is_file()]  # fmt: skip
+
+    @property
+    def net(self) -> SimpleHandNet:
+        """The network, loaded at the first use and ready for inference."""
+        net = self._net
+        if net is None:
+            net = fold_batch_norm(load_net(self.weights))
+            self._net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return net
+
+    def estimate(self, images: Sequence[np.ndarray], queries: Sequence[HandQuery]) -> Estimates:
+        """Hands in RGB images, one query each. A box that makes no crop gives a row that is not valid."""
+        if len(images) != len(queries):
+            raise BackendError(f"{len(images)} images and {len(queries)} hand boxes; give one box per image")
+        crops: list[PerspectiveCrop | None] = []
+        reasons: list[str] = []
+        for image, query in zip(images, queries, strict=True):
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise BackendError(f"an image of {image.dtype} {image.shape}; simplehand reads (h, w, 3) uint8 RGB")
+            try:
+                size, flip = self.net.config.input_px, query.side == "left"
+                crops.append(perspective_crop(query.K_px, query.box_px, size, flip=flip))
+                reasons.append("")
+            except SchemaError as error:
+                crops.append(None)
+                reasons.append(str(error))
+        n = len(images)
+        joints, verts, px = np.zeros((n, 21, 3)), np.zeros((n, 778, 3)), np.zeros((n, 21, 2))
+        rows = [i for i, crop in enumerate(crops) if crop is not None]
+        for start in range(0, len(rows), self.batch):
+            block = rows[start : start + self.batch]
+            views = np.stack([crops[i].image(images[i]) for i in block])  # type: ignore[union-attr]
+            uv, v, j = predict(self.net, views)
+            for row, i in enumerate(block):
+                crop = crops[i]
+                assert crop is not None
+                root = j[row, :1]
+                joints[i] = crop.vectors_to_camera(j[row] - root)
+                verts[i] = crop.vectors_to_camera(v[row] - root)
+                px[i] = crop.points_to_image(uv[row] * crop.size_px - 0.5)
+        valid = np.array([crop is not None for crop in crops], bool)
+        return Estimates(joints, px, verts, valid, tuple(reasons))
+
+
+def predict(
+    net: SimpleHandNet, crops: Float[np.ndarray, "n s s 3"]
+) -> tuple[Float[np.ndarray, "n 21 2"], Float[np.ndarray, "n 778 3"], Float[np.ndarray, "n 21 3"]]:
+    """`uv` (crop units), vertices and joints (metres, crop camera's axes) of right-hand crops (n,s,s,3) uint8."""
+    with torch.inference_mode():
+        out = net(normalise_pixels(torch.from_numpy(np.ascontiguousarray(crops)), net.config.pixels))
+    return tuple(t.double().numpy() for t in (out.uv, out.verts_m, out.joints_m))  # type: ignore[return-value]
+
+
+def save_net(net: SimpleHandNet, path: Path, info: dict[str, Any]) -> None:
+    """Write weights (float16; float32 for buffers and norms) to `path` and what they are to the .json beside it.
+
+    `info` gives at least `recipe`; the network's configuration and the weights' sha256 are added.
+    """
+    import hashlib
+
+    from safetensors.torch import save
+
+    state = {k: v.detach().contiguous() for k, v in net.state_dict().items() if not k.endswith("num_batches_tracked")}
+    half = {k: v.half() if v.ndim > 1 and k != "joint_map" else v.float() for k, v in state.items()}
+    data = save(half)
+    config = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(net.config).items()}
+    full = {**info, "net": config, "weights_sha256": hashlib.sha256(data).hexdigest()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    path.with_suffix(".json").write_text(json.dumps(full, indent=2) + "\n")
+
+
+def read_info(path: Path) -> dict[str, Any]:
+    """What is written beside a weight file. Raises AssetMissing or ConfigError."""
+    file = path.with_suffix(".json")
+    try:
+        info = json.loads(file.read_text())
+    except OSError as error:
+        raise AssetMissing(
+            f"{file}: not there; weights are a .safetensors file and the .json that training wrote beside it",
+            path=str(file),
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{file}: not JSON ({error}); copy it again", path=str(file)) from error
+    missing = [k for k in ("recipe", "net", "weights_sha256") if k not in info]
+    if missing:
+        raise ConfigError(f"{file}: has no {', '.join(missing)}; it was not written by training", path=str(file))
+    return info
+
+
+def load_net(path: Path) -> SimpleHandNet:
+    """The network of a weight file, in evaluation mode. Raises AssetMissing, ConfigError or SchemaError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    info = read_info(path)
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise AssetMissing(
+            f"{path}: not there; train it with `pam-aug train simplehand_small`", path=str(path)
+        ) from error
+    except SafetensorError as error:
+        raise SchemaError(f"{path}: not a safetensors file ({error}); copy it again", path=str(path)) from error
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in info["net"].items()}
+    try:
+        config = replace(NetConfig(), **fields)
+    except (TypeError, PamAugError) as error:
+        raise ConfigError(f"{path.with_suffix('.json')}: not a network of this version ({error})") from error
+    net = SimpleHandNet(config, torch.zeros(21, 778))
+    try:
+        found = net.load_state_dict({k: v.float() for k, v in state.items()}, strict=False)
+    except RuntimeError as error:
+        raise SchemaError(f"{path}: its shapes differ from its .json: {error}", path=str(path)) from error
+    absent = [k for k in found.missing_keys if not k.endswith("num_batches_tracked")]
+    if absent or found.unexpected_keys:
+        raise SchemaError(f"{path}: lacks {absent[:3]}, has unknown {found.unexpected_keys[:3]}", path=str(path))
+    return net.eval()
