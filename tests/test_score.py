@@ -1,0 +1,143 @@
+"""Scores of made-up estimates, with exact values."""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+
+from pam_aug.errors import SchemaError
+from pam_aug.estimators.base import Estimates, HandQuery, tight_box
+from pam_aug.schema import Camera, Candidate, Hand, Sample, Source
+from pam_aug.score import hand_errors, score_candidates, score_of
+
+K = np.array([[200.0, 0, 50], [0, 200, 50], [0, 0, 1]])
+CAMERA = Camera(100, 100, K, np.eye(4))
+JOINTS = np.random.default_rng(1).normal(0, 0.04, (21, 3)).astype(np.float32)
+PX = np.stack([np.linspace(10, 60, 21), np.linspace(40, 20, 21)], 1)  # 50 wide, 20 high
+IMAGE = np.zeros((100, 100, 3), np.uint8)
+
+
+def hand(side="right", at=(0.0, 0.0, 0.5)) -> Hand:
+    return Hand(side, "open_hand", joints_cam_m=JOINTS + np.float32(at), joints_px=PX, in_view=np.ones(21, bool))
+
+
+def sample(*hands: Hand) -> Sample:
+    return Sample("demo/s/q/c/f", CAMERA, hands, (), Source("demo", "f", "Apache-2.0", "test"))
+
+
+def estimates(offsets_mm, *, valid=None, px_shift=0.0) -> Estimates:
+    """The label's hand with every joint but the wrist moved along x."""
+    n = len(offsets_mm)
+    joints = np.repeat((JOINTS - JOINTS[0])[None].astype(np.float64), n, 0)
+    joints[:, 1:, 0] += np.asarray(offsets_mm)[:, None] / 1000
+    ok = np.ones(n, bool) if valid is None else np.asarray(valid)
+    return Estimates(joints, np.repeat(PX[None] + px_shift, n, 0), None, ok, ("",) * n)
+
+
+@dataclass
+class Scripted:
+    """Answers with prepared estimates, hand by hand, and remembers what it was asked."""
+
+    answers: list
+    asked: list = field(default_factory=list)
+    name = "scripted"
+    version = "0"
+
+    def requires(self):
+        return []
+
+    def estimate(self, images, queries):
+        self.asked.append((len(images), list(queries)))
+        return self.answers[len(self.asked) - 1]
+
+
+def test_box_is_tight_unclipped_and_ignores_what_is_not_there():
+    px = np.array([[-5.0, 3.0], [np.nan, 1.0], [120.0, 7.0]])
+    assert tight_box(px).tolist() == [-5, 3, 120, 7]
+    with pytest.raises(SchemaError):
+        tight_box(np.full((21, 2), np.nan))
+
+
+def test_errors_are_exact():
+    errors = hand_errors(estimates([0.0, 21.0], px_shift=3.0), hand())
+    assert errors.err_mm == pytest.approx([0, 20.0], abs=1e-4)  # the wrist is one of 21 and does not move
+    assert errors.pa_err_mm[0] == pytest.approx(0, abs=1e-4)
+    assert 0 < errors.pa_err_mm[1] < 20
+    assert errors.err_2d == pytest.approx([math.hypot(3, 3) / 50] * 2)
+    assert errors.mask_iou.tolist() == [-1, -1]
+
+
+def test_position_and_scale_of_the_label_do_not_matter_to_the_wrist_error():
+    far = hand_errors(estimates([7.0]), hand(at=(0.3, -0.2, 2.0)))
+    assert far.err_mm[0] == pytest.approx(7 * 20 / 21, abs=1e-3)
+
+
+def test_no_hand_and_nan_are_infinite_with_a_reason():
+    found = estimates([0.0, 1.0, 2.0], valid=[True, False, True])
+    found.joints_m[2, 5, 1] = np.nan
+    errors = hand_errors(found, hand())
+    assert np.isinf(errors.err_mm).tolist() == [False, True, True]
+    assert np.isinf(errors.pa_err_mm).tolist() == [False, True, True]
+    assert errors.failures == ("", "no hand found", "the estimate is not finite")
+
+
+def test_rows_are_in_order_with_failures_named():
+    scripted = Scripted([estimates([5.0, 1.0])])
+    rows = score_candidates(
+        sample(hand()), [IMAGE, None, IMAGE], [11, 12, 13], estimator=scripted, generator="rendered",
+        failures={1: "the renderer gave up"},
+    )  # fmt: skip
+    assert [r.index for r in rows] == [0, 1, 2]
+    assert [r.seed for r in rows] == [11, 12, 13]
+    assert rows[0].err_mm == pytest.approx(100 / 21, abs=1e-4)
+    assert rows[2].err_mm == pytest.approx(20 / 21, abs=1e-4)
+    assert rows[1].err_mm == math.inf
+    assert rows[1].failure == "the renderer gave up"
+    assert scripted.asked[0][0] == 2
+    assert {r.estimator for r in rows} == {"scripted"}
+    assert all(r.verdict.kept for r in rows)
+
+
+def test_the_worst_hand_decides_with_all_its_errors():
+    two = sample(hand("right"), hand("left", at=(0.1, 0, 0.6)))
+    scripted = Scripted([estimates([2.0, 9.0], px_shift=1.0), estimates([6.0, 3.0], px_shift=4.0)])
+    rows = score_candidates(two, [IMAGE] * 2, [0, 1], estimator=scripted, generator="g")
+    assert [r.err_mm for r in rows] == pytest.approx([6 * 20 / 21, 9 * 20 / 21], abs=1e-4)
+    assert [r.err_2d for r in rows] == pytest.approx([math.hypot(4, 4) / 50, math.hypot(1, 1) / 50])
+    assert [q[1][0].side for q in scripted.asked] == ["right", "left"]
+
+
+def test_one_lost_hand_fails_the_candidate():
+    scripted = Scripted([estimates([2.0]), estimates([2.0], valid=[False])])
+    row = score_candidates(sample(hand(), hand("left")), [IMAGE], [0], estimator=scripted, generator="g")[0]
+    assert row.err_mm == math.inf
+    assert row.failure == "left hand: no hand found"
+    assert row.mask_iou == -1
+
+
+def test_nothing_generated_needs_no_estimator():
+    scripted = Scripted([])
+    rows = score_candidates(sample(hand()), [None], [0], estimator=scripted, generator="g")
+    assert rows[0].failure == "no image"
+    assert not scripted.asked
+
+
+def test_counts_that_do_not_fit_are_refused():
+    with pytest.raises(SchemaError):
+        score_candidates(sample(hand()), [IMAGE], [0, 1], estimator=Scripted([]), generator="g")
+    with pytest.raises(SchemaError):
+        score_candidates(sample(), [IMAGE], [0], estimator=Scripted([]), generator="g")
+
+
+def test_score_of_a_failed_candidate_says_not_scored():
+    row = Candidate("demo/s/q/c/f", 0, 0, "g", "e", 12.5, 6.25, 0.5, 0.75)
+    assert (score_of(row).err_mm, score_of(row).mask_iou) == (12.5, 0.75)
+    failed = replace(row, err_mm=math.inf, pa_err_mm=math.inf, err_2d=math.inf, mask_iou=-1.0)
+    assert (score_of(failed).err_mm, score_of(failed).pa_err_mm, score_of(failed).err_2d) == (-1, -1, -1)
+
+
+def test_query_takes_the_label_box():
+    query = HandQuery.of(hand("left"), CAMERA)
+    assert query.side == "left"
+    assert query.box_px.tolist() == [10, 20, 60, 40]
