@@ -173,6 +173,8 @@ class HandLayer(torch.nn.Module):
             rows = torch.addcmul(blended[:, 3], blended[:, 0], x)
             rows = torch.addcmul(torch.addcmul(rows, blended[:, 1], y), blended[:, 2], z)
             blocks.append(rows.transpose(1, 2))
+        if not blocks:
+            return rest_verts.transpose(1, 2)
         return blocks[0].contiguous() if len(blocks) == 1 else torch.cat(blocks)
 
     # --- shape and translation -------------------------------------------------------------------------------------

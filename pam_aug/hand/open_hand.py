@@ -23,6 +23,7 @@ __all__ = ["fit_hand", "load_hand", "load_open_hand"]
 
 # Thumb, index, middle, ring, little: the last joint of each finger in MANO's order.
 _LAST_JOINTS: Final = (15, 3, 6, 12, 9)
+_TIP_RADIUS_M: Final = 0.008  # half a fingertip
 
 
 @lru_cache(maxsize=2)
@@ -53,10 +54,10 @@ def fit_hand(
     """`assets` with its rest joints (MANO's order) and fingertips (smplx vertices, thumb to little) moved to targets.
 
     Targets are in metres, in the axes of the model's rest pose. Each bone is turned and stretched onto its target, its
-    thickness following the hand's overall size; the template is carried along by the skinning weights, and what is left
-    of the error (millimetres, at the joints' blends) goes into the smoothest displacement that removes it. Shape and
-    pose directions turn and stretch with their vertices; regressor, weights and faces stay. Afterwards
-    `J_regressor @ v_template` and the tip vertices equal the targets.
+    thickness following the hand's overall size, and the template, its shape and its pose directions are carried along
+    by the skinning weights; the palm bends smoothly to meet the finger roots. The regressor's rows are re-weighted to meet
+    the target joints. Afterwards `J_regressor @ v_template` and the tip vertices equal the targets, so posed joints
+    equal the skeleton's own.
 
     Raises `SchemaError` for targets of a wrong shape, not finite, or with a bone of no length.
     """
@@ -76,7 +77,8 @@ def fit_hand(
     per_vertex = np.einsum("vk,kij->vij", weights, linear)
     offset = weights @ (target_joints - np.einsum("kij,kj->ki", linear, joints))
     warped = np.einsum("vij,vj->vi", per_vertex, template) + offset
-    warped += _smoothest_correction(assets, warped, target_joints, target_tips, tip_ids)
+    warped += weights[:, :1] * _bend_of_palm(template, joints, target_joints, linear[0])
+    warped += _tip_correction(warped, tip_ids, target_tips)
 
     def carried(directions: np.ndarray) -> np.ndarray:
         return np.einsum("vij,vjk->vik", per_vertex, directions.astype(np.float64)).astype(directions.dtype)
@@ -87,6 +89,7 @@ def fit_hand(
         v_template=warped,
         shapedirs=carried(assets.shapedirs),
         posedirs=carried(assets.posedirs),
+        J_regressor=_regressor_through(assets.J_regressor.astype(np.float64), warped, target_joints, weights, name),
     )
 
 
@@ -137,29 +140,86 @@ def _shortest_turn(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.eye(3) + skew + skew @ skew / (1 + c)
 
 
-def _smoothest_correction(
-    assets: HandAssets, verts: np.ndarray, target_joints: np.ndarray, target_tips: np.ndarray, tip_ids: list[int]
+def _bend_of_palm(
+    template: np.ndarray, joints: np.ndarray, target_joints: np.ndarray, palm_map: np.ndarray
 ) -> np.ndarray:
-    """(778,3) displacement of least squared Laplacian that brings regressed joints and tip vertices to their targets.
+    """(778,3): what the palm's linear map leaves at the wrist and the five finger roots, spread smoothly over space.
 
-    A quadratic under 21 linear conditions, solved exactly by its Lagrange system.
+    Interpolation with the kernel |r|, biharmonic in three dimensions: through every given value, with the least bending.
     """
-    n = len(verts)
-    laplacian = np.zeros((n, n))
-    faces = assets.f
-    for a, b in ((0, 1), (1, 2), (2, 0)):
-        laplacian[faces[:, a], faces[:, b]] = laplacian[faces[:, b], faces[:, a]] = -1.0
-    degree = -laplacian.sum(1)
-    laplacian /= np.maximum(degree, 1.0)[:, None]
-    laplacian[np.arange(n), np.arange(n)] = 1.0
-    conditions = np.concatenate([assets.J_regressor.astype(np.float64), np.eye(n)[tip_ids]])
-    wanted = np.concatenate([target_joints, target_tips]) - conditions @ verts
-    system = np.zeros((n + 21, n + 21))
-    # The small diagonal keeps rigid drifts from being free of cost.
-    system[:n, :n] = laplacian.T @ laplacian + 1e-4 * np.eye(n)
-    system[:n, n:] = conditions.T
-    system[n:, :n] = conditions
-    try:
-        return np.linalg.solve(system, np.concatenate([np.zeros((n, 3)), wanted]))[:n]
-    except np.linalg.LinAlgError as error:
-        raise SchemaError(f"{assets.name}: a joint is regressed from fingertips alone, it cannot be fitted.") from error
+    fixed = [k for k in range(16) if MANO_PARENTS[k] <= 0]
+    centres = joints[fixed]
+    left_over = target_joints[fixed] - target_joints[0] - (centres - joints[0]) @ palm_map.T
+    n = len(fixed)
+    system = np.ones((n + 1, n + 1))
+    system[:n, :n] = np.linalg.norm(centres[:, None] - centres, axis=-1)
+    system[n, n] = 0.0
+    weights = np.linalg.solve(system, np.concatenate([left_over, np.zeros((1, 3))]))
+    return np.linalg.norm(template[:, None] - centres, axis=-1) @ weights[:n] + weights[n]
+
+
+def _tip_correction(verts: np.ndarray, tip_ids: list[int], target_tips: np.ndarray) -> np.ndarray:
+    """(778,3): bumps about the fingertips that bring the tip vertices to their targets.
+
+    Little is left to do where a tip vertex moves with its last bone alone.
+    """
+    square = ((verts[:, None] - verts[tip_ids]) ** 2).sum(-1)
+    bumps = np.exp(-square / (2 * _TIP_RADIUS_M**2))
+    return bumps @ np.linalg.solve(bumps[tip_ids], target_tips - verts[tip_ids])
+
+
+def _regressor_through(
+    regressor: np.ndarray, verts: np.ndarray, targets: np.ndarray, skinning: np.ndarray, name: str
+) -> np.ndarray:
+    """The regressor nearest to `regressor`, in relative entropy, that takes `verts` to `targets`.
+
+    It has the form r_v exp(l . v) / sum: rows stay local, positive and of sum 1 (Jaynes 1957). The multipliers l come
+    from Newton steps on a convex function, which has a minimum where the target lies inside the hull of the vertices.
+    """
+    rows = np.empty_like(regressor)
+    for k, target in enumerate(targets):
+        # A row whose own vertices do not surround the target also takes in some of the flesh about the joint.
+        for share in (0.0, 0.05, 0.5):
+            base = (1 - share) * np.maximum(regressor[k], 0.0) + share * skinning[:, k] / skinning[:, k].sum()
+            row = _tilted(base / base.sum(), verts - target)
+            if row is not None:
+                break
+        else:
+            raise SchemaError(
+                f"{name}: joint {k} of the skeleton lies outside the flesh around it. Are its axes right?"
+            )
+        rows[k] = row
+    return rows
+
+
+def _tilted(row: np.ndarray, offsets: np.ndarray) -> np.ndarray | None:
+    """`row` times exp(l . offset), normalised, with mean offset zero; None where no l does that."""
+    used = np.flatnonzero(row)
+    x = offsets[used] / 0.01  # centimetres: multipliers near one
+    log_row = np.log(row[used])
+
+    def log_sum(multipliers: np.ndarray) -> tuple[float, np.ndarray]:
+        exponent = log_row + x @ multipliers
+        peak = exponent.max()
+        weights = np.exp(exponent - peak)
+        return float(peak + np.log(weights.sum())), weights / weights.sum()
+
+    multipliers = np.zeros(3)
+    value, weights = log_sum(multipliers)
+    for _ in range(60):
+        mean = weights @ x
+        if np.abs(mean).max() < 1e-11:
+            tilted = np.zeros_like(row)
+            tilted[used] = weights
+            return tilted
+        curvature = (x * weights[:, None]).T @ x - np.outer(mean, mean)
+        step = np.linalg.solve(curvature + 1e-12 * np.eye(3), mean)
+        for _ in range(30):
+            trial, trial_weights = log_sum(multipliers - step)
+            if trial <= value + 1e-13:
+                break
+            step = step / 2
+        multipliers, value, weights = multipliers - step, trial, trial_weights
+        if np.abs(multipliers).max() > 1e3:
+            return None
+    return None
