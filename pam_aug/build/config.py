@@ -6,8 +6,8 @@ from typing import Any
 
 from pam_aug import registry
 from pam_aug.config import resolve, to_dict
-from pam_aug.errors import ConfigError
-from pam_aug.mix import parse_ratio
+from pam_aug.errors import AssetMissing, ConfigError
+from pam_aug.mix_order import parse_ratio
 from pam_aug.select import SelectConfig
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "ScoreConfig",
     "ShardsConfig",
     "check",
+    "open_backend",
     "open_converter",
     "pixel_fields",
 ]
@@ -27,11 +28,13 @@ class GenerateConfig:
     generator: str = "rendered"
     candidates: int = 30  # per input, as the PAM paper samples them
     run_seed: int = 0
+    options: dict[str, Any] = field(default_factory=dict)  # the generator's own
 
 
 @dataclass(frozen=True)
 class ScoreConfig:
     estimator: str = "simplehand"
+    options: dict[str, Any] = field(default_factory=dict)  # the estimator's own
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class MixConfig:
     ratio: str = "0.5"  # share of real hands in what an estimator reads
     real_fraction: str = "1"  # share of the real sequences that is kept at all
     seed: int = 0
-    on_short: str = "repeat"  # too few synthetic samples: "repeat" them or "stop" the epoch
+    when_short: str = "repeat"  # too few synthetic samples: "repeat" them or "stop" the epoch
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,19 @@ def open_converter(section: Mapping[str, Any], where: str) -> Any:
     return converter(resolve(converter.Options, options, where=f"{where} ({name})"))
 
 
+def open_backend(kind: registry.Kind, name: str, options: Mapping[str, Any], where: str) -> Any:
+    """The generator or estimator of a name, with its options checked and everything it needs at hand.
+
+    Raises AssetMissing with the whole list of missing files and packages before any work starts.
+    """
+    backend = registry.load(kind, name)
+    made = backend(resolve(backend.Options, options, where=where))
+    missing = made.requires()
+    if missing:
+        raise AssetMissing("\n  - ".join([f"{name} cannot run here, it needs:", *missing]), missing=missing)
+    return made
+
+
 def check(config: BuildConfig) -> None:
     """Values that the types do not rule out. Raises ConfigError with all problems."""
     problems: list[str] = []
@@ -104,8 +120,8 @@ def check(config: BuildConfig) -> None:
     for name in ("inputs_per_shard", "samples_per_shard"):
         if getattr(config.shards, name) < 1:
             problems.append(f"shards.{name}: must be at least 1")
-    if config.mix.on_short not in ("repeat", "stop"):
-        problems.append(f'mix.on_short: {config.mix.on_short!r} is neither "repeat" nor "stop"')
+    if config.mix.when_short not in ("repeat", "stop"):
+        problems.append(f'mix.when_short: {config.mix.when_short!r} is neither "repeat" nor "stop"')
     for name in ("ratio", "real_fraction"):
         try:
             parse_ratio(getattr(config.mix, name))

@@ -1,0 +1,30 @@
+# Both targets do all their set-up on a fresh machine: Python 3.11 or newer with venv is all they need.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.PHONY: setup demo test lint clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[rgb,train,dev]'
+	touch $@
+
+# Mixed shards and a report from nothing: bundled hand, scenes, generator and estimator. About five minutes on two cores.
+demo: setup
+	$(BIN)/pam-aug build demo --ratio 0.5 --out demo-out
+	@echo "Open demo-out/report/index.html"
+
+test: setup
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/pyright
+
+clean:
+	rm -rf demo-out build dist *.egg-info

@@ -1,0 +1,85 @@
+"""The end of a build: the mix, the tables, the card and the page, and what is said on the terminal."""
+
+import sys
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from pam_aug.build.config import BuildConfig
+from pam_aug.build.layout import shards_folder
+from pam_aug.errors import BudgetExceeded, ConfigError
+from pam_aug.mix_order import parse_ratio
+from pam_aug.report.card import write_card
+from pam_aug.report.page import write_report
+from pam_aug.report.summary import Summary, summarise
+from pam_aug.shards.manifest import Mix, MixSource, collect_shards, write_manifest, write_mix
+
+__all__ = ["FAILURE_BUDGET", "Result", "finish"]
+
+FAILURE_BUDGET = 0.01  # share of candidates and real items that may fail before a build counts as failed
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A finished build: where it is and what it holds."""
+
+    out: Path
+    summary: Summary
+    notes: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"out": str(self.out), **self.summary.as_dict(), "notes": list(self.notes)}
+
+    def as_text(self) -> str:
+        s = self.summary
+        lines = [f"real       {s.real_images} images, {s.real_hands} hands"]
+        if s.candidates:
+            lines.append(
+                f"synthetic  {s.kept} kept of {s.candidates} candidates from {s.inputs} inputs "
+                f"({s.rejected} rejected, {s.failed} of them failed)"
+            )
+            lines.append(f"error      median {s.kept_err_mm:.1f} mm kept, {s.rejected_err_mm:.1f} mm rejected")
+        lines.append(
+            f"mix        ratio {s.ratio}: an epoch is {s.epoch_hands} hands; it reads each real one "
+            f"{s.real_reads_per_epoch:.2f} times, each synthetic one {s.synthetic_reads_per_epoch:.2f} times"
+        )
+        lines += [f"note: {note}" for note in self.notes]
+        lines.append(f"{self.out / 'mix.json'} opens in pam_aug.mix.MixedDataset; {self.out / 'report' / 'index.html'}")
+        return "\n".join(lines)
+
+
+def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, ...]) -> Result:
+    """Write what is derived from the committed shards. Raises BudgetExceeded, after writing, where too much failed."""
+    real = collect_shards(Path(real_folder) if real_folder else shards_folder(out), "real", out)
+    synthetic = collect_shards(shards_folder(out), "syn", out)
+    ratio = parse_ratio(config.mix.ratio)
+    if not synthetic or not real:
+        ratio = Fraction(int(bool(real)))
+    if ratio > 0 and not sum(s.hands for s in real):
+        raise ConfigError(f"mix.ratio {config.mix.ratio}: there is no real hand to read; use --ratio 0")
+    if ratio < 1 and not sum(s.hands for s in synthetic):
+        raise BudgetExceeded(
+            "no synthetic sample was kept: every candidate failed or was refused; see the reasons in candidates/",
+        )
+    sources = [
+        MixSource("real", str(ratio), real, keep=str(parse_ratio(config.mix.real_fraction))),
+        MixSource("synthetic", str(1 - ratio), synthetic),
+    ]
+    write_mix(
+        out / "mix.json",
+        Mix(tuple(s for s in sources if s.shards), seed=config.mix.seed, when_short=config.mix.when_short),
+    )
+    write_manifest(out / "manifest.parquet", [out / s.path for source in sources for s in source.shards])
+    summary = summarise(out)
+    write_card(out, summary, " ".join(["pam-aug", *sys.argv[1:]]), notes)
+    write_report(out)
+    result = Result(out, summary, notes)
+    if summary.failed_share > FAILURE_BUDGET:
+        raise BudgetExceeded(
+            f"{summary.failed} candidates and {summary.real_failed} real images failed, {summary.failed_share:.1%} of "
+            f"all (budget {FAILURE_BUDGET:.0%}); what succeeded is in {out}, the reasons are in candidates/*.parquet.\n"
+            + result.as_text(),
+            summary=summary.as_dict(),
+        )
+    return result

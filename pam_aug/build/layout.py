@@ -1,0 +1,33 @@
+"""Where a build keeps what: the paths inside an output folder."""
+
+from pathlib import Path
+
+__all__ = ["build_file", "candidates_path", "hands_folder", "rejected_path", "report_folder", "shards_folder"]
+
+
+def build_file(out: Path) -> Path:
+    """The resolved configuration and versions; written first."""
+    return out / "build.json"
+
+
+def shards_folder(out: Path) -> Path:
+    return out / "shards"
+
+
+def candidates_path(out: Path, shard: int) -> Path:
+    """Every candidate of a synthetic shard's inputs, kept or rejected."""
+    return out / "candidates" / f"{shard:05d}.parquet"
+
+
+def rejected_path(out: Path, shard: int) -> Path:
+    """The rejected candidates' samples; no reader of training data opens this folder."""
+    return out / "rejected" / f"{shard:05d}.tar"
+
+
+def hands_folder(out: Path) -> Path:
+    """Hand models that were fitted to a source's own skeleton."""
+    return out / "hands"
+
+
+def report_folder(out: Path) -> Path:
+    return out / "report"

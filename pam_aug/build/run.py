@@ -1,0 +1,200 @@
+"""A build from start to end: plan, check everything, run the units, write the mix, say what came out."""
+
+import os
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pam_aug.build.config import BuildConfig, check, open_backend, open_converter, pixel_fields
+from pam_aug.build.finish import Result, finish
+from pam_aug.build.layout import candidates_path, hands_folder, shards_folder
+from pam_aug.build.progress import Progress
+from pam_aug.build.resume import claim_folder
+from pam_aug.build.workdir import InputWork
+from pam_aug.build.worker import Job, MakeCandidates, PackSynthetic, WriteReal, make_worker
+from pam_aug.config import to_dict
+from pam_aug.engines import Failure, LocalEngine
+from pam_aug.errors import ConfigError
+from pam_aug.hand import save_npz
+from pam_aug.schema import SCHEMA_VERSION
+from pam_aug.select import select
+from pam_aug.shards.manifest import read_candidates
+from pam_aug.shards.writer import is_committed, shard_name
+
+__all__ = ["Plan", "plan", "run_build"]
+
+_JPEG_BYTES_PER_PIXEL = 0.35  # of the bundled generator's images at 256 × 256; for the estimate of a dry run only
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that is decided before any work: sources opened, models found, units numbered."""
+
+    config: BuildConfig
+    real_section: dict[str, Any]
+    identity: dict[str, Any]
+    hands: dict[str, Any]
+    real_shards: tuple[tuple[int, ...], ...]
+    synthetic_shards: tuple[tuple[int, ...], ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def inputs(self) -> int:
+        return sum(map(len, self.synthetic_shards))
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "inputs": self.inputs,
+            "candidates": self.inputs * self.config.generate.candidates,
+            "synthetic_shards": len(self.synthetic_shards),
+            "real_images": sum(map(len, self.real_shards)),
+            "real_shards": len(self.real_shards),
+            "ratio": self.config.mix.ratio,
+            "notes": list(self.notes),
+        }
+
+    def as_text(self) -> str:
+        rows = self.as_dict()
+        notes = rows.pop("notes")
+        lines = [f"{name.replace('_', ' '):18} {value}" for name, value in rows.items()]
+        return "\n".join([*lines, *(f"note: {note}" for note in notes), "nothing was written (dry run)"])
+
+
+def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic")) -> Plan:
+    """Open what the configuration names and number the units of work. Raises before anything is written."""
+    check(config)
+    notes: list[str] = []
+    source = open_converter(config.source, "source")
+    real_section = dict(config.real) if "real" in parts else {}
+    hands = dict(source.hand_assets())
+    identity: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "parts": list(parts)}
+    fields = pixel_fields(config)
+
+    synthetic: list[tuple[int, ...]] = []
+    if "synthetic" in parts:
+        count = len(source) if config.inputs == -1 else min(config.inputs, len(source))
+        if config.inputs > len(source):
+            notes.append(f"the source has {len(source)} inputs, {config.inputs} were asked for")
+        if not count:
+            raise ConfigError("the source has no inputs: check its options", source=config.source)
+        spread = [i * len(source) // count for i in range(count)]
+        synthetic = _slices(spread, config.shards.inputs_per_shard)
+        generate = config.generate
+        generator = open_backend("generators", generate.generator, generate.options, "generate.options")
+        estimator = open_backend("estimators", config.score.estimator, config.score.options, "score.options")
+        identity |= {"generator_version": generator.version, "estimator_version": estimator.version}
+
+    real: list[tuple[int, ...]] = []
+    if "real" in parts and "shards" not in real_section:
+        if not real_section and source.has_images:
+            real_section = dict(config.source)
+        elif not real_section and "synthetic" in parts:
+            real_section = {"converter": "demo-real"}
+            notes.append("the source has no images and no --real was given: the real half is the stand-in demo-real")
+        elif not real_section:
+            raise ConfigError(
+                f"{source.name} has no images to convert; use `build` or `generate` on it", source=source.name
+            )
+        stand_in = open_converter(real_section, "real")
+        if not stand_in.has_images:
+            raise ConfigError(f"real.converter: {stand_in.name} has no images; name a dataset or give --real DIR")
+        hands |= stand_in.hand_assets()
+        real = _slices(range(len(stand_in)), config.shards.samples_per_shard)
+    elif "real" in parts and not list(Path(real_section["shards"]).glob("*.tar")):
+        folder = real_section["shards"]
+        raise ConfigError(
+            f"--real {folder}: holds no shard (*.tar); give the shards/ folder of a conversion", path=folder
+        )
+    identity |= {
+        "hands": {name: assets.sha256 for name, assets in sorted(hands.items())},
+        **fields,
+        "real": real_section,
+    }
+    return Plan(config, real_section, identity, hands, tuple(real), tuple(synthetic), tuple(notes))
+
+
+def run_build(
+    config: BuildConfig, out: Path, parts: Sequence[str] = ("real", "synthetic"), workers: int = -1
+) -> Result:
+    """Build into `out`, or go on with the build that it holds. Raises PamAugError with what to do; nothing is lost."""
+    todo = plan(config, parts)
+    claim_folder(out, todo.identity, to_dict(config))
+    for name, assets in todo.hands.items():
+        if name.startswith("fitted:"):
+            path = hands_folder(out) / f"{assets.sha256}.npz"
+            if not path.is_file():
+                path.parent.mkdir(exist_ok=True)
+                save_npz(assets, path)
+    _run_units(todo, out, workers if workers >= 0 else os.cpu_count() or 1)
+    return finish(config, out, real_folder=todo.real_section.get("shards", ""), notes=todo.notes)
+
+
+def _slices(items: Sequence[int], size: int) -> list[tuple[int, ...]]:
+    return [tuple(items[i : i + size]) for i in range(0, len(items), size)]
+
+
+def _run_units(todo: Plan, out: Path, workers: int) -> None:
+    """Do what is not committed yet. One bad input is rows with a reason; anything worse is raised here."""
+    shards = shards_folder(out)
+    real = {
+        s: indices for s, indices in enumerate(todo.real_shards) if not is_committed(shards / shard_name("real", s))
+    }
+    synthetic = {
+        s: indices for s, indices in enumerate(todo.synthetic_shards) if not is_committed(shards / shard_name("syn", s))
+    }
+    if not real and not synthetic:
+        return
+    candidates = todo.config.generate.candidates
+    total = sum(map(len, real.values())) + candidates * sum(map(len, synthetic.values()))
+    job = Job(todo.config, todo.real_section, out)
+    whole_build = todo.config.select.scope == "build"
+    left = Counter({s: len(indices) for s, indices in synthetic.items()})
+    ready: deque[PackSynthetic] = deque()
+
+    def units() -> Iterator[Any]:
+        for s, indices in real.items():
+            yield WriteReal(s, indices)
+        for s, indices in synthetic.items():
+            for position, index in enumerate(indices):
+                while ready:
+                    yield ready.popleft()
+                yield MakeCandidates(s, position, index)
+
+    with LocalEngine(partial(make_worker, job), workers) as engine, Progress(total, "images") as progress:
+
+        def go(work: Iterator[Any]) -> None:
+            for outcome in engine.run(work):
+                if isinstance(outcome, Failure):
+                    raise outcome.error
+                unit, result = outcome
+                if isinstance(unit, MakeCandidates):
+                    progress.add(result)
+                    left[unit.shard] -= 1
+                    if not left[unit.shard] and not whole_build:
+                        ready.append(PackSynthetic(unit.shard, synthetic[unit.shard]))
+                elif isinstance(unit, WriteReal):
+                    progress.add(len(unit.indices))
+
+        go(units())
+        if whole_build and synthetic:
+            ready.extend(_judged_together(todo, out, synthetic))
+        go(iter(tuple(ready)))
+
+
+def _judged_together(todo: Plan, out: Path, synthetic: dict[int, tuple[int, ...]]) -> Iterator[PackSynthetic]:
+    """The packing units of a rule that ranks over everything generated, shards that are committed already included."""
+    rows = []
+    spans = []
+    for s, indices in enumerate(todo.synthetic_shards):
+        start = len(rows)
+        if s in synthetic:
+            rows += [row for position in range(len(indices)) for row in InputWork(out, s, position).rows()]
+        else:
+            rows += read_candidates(candidates_path(out, s))
+        spans.append((start, len(rows)))
+    verdicts = select(rows, todo.config.select)
+    for s, indices in synthetic.items():
+        yield PackSynthetic(s, indices, tuple(verdicts[slice(*spans[s])]))

@@ -1,0 +1,250 @@
+"""The units of work of a build, done in a worker that keeps its models; each is a pure function of its inputs."""
+
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from pam_aug.build.config import BuildConfig, open_backend, open_converter
+from pam_aug.build.layout import candidates_path, rejected_path, shards_folder
+from pam_aug.build.workdir import InputWork, drop_shard_work
+from pam_aug.errors import BackendError, SchemaError, SourceError
+from pam_aug.generate.base import scene_conditions
+from pam_aug.rollouts.scene import Item, Scene, build_scene
+from pam_aug.schema import Candidate, Generation, Sample, Verdict, make_key
+from pam_aug.score import best_score, score_candidates
+from pam_aug.seeds import candidate_seed
+from pam_aug.select import select
+from pam_aug.shards.images import decode_image
+from pam_aug.shards.manifest import write_candidates
+from pam_aug.shards.writer import ShardWriter, shard_name
+
+__all__ = ["Job", "MakeCandidates", "PackSynthetic", "WriteReal", "make_worker"]
+
+# What may go wrong with one input without ending the build: it becomes rows with a reason.
+_PER_INPUT = (SourceError, SchemaError, BackendError)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What every worker of a build is given once."""
+
+    config: BuildConfig
+    real: dict[str, Any]
+    out: Path
+
+
+@dataclass(frozen=True, slots=True)
+class WriteReal:
+    """Write real shard `shard` from the items `indices` of the real converter. Result: the shard's counts."""
+
+    shard: int
+    indices: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MakeCandidates:
+    """Make and score all candidates of source item `index`, at `position` in shard `shard`. Result: their number."""
+
+    shard: int
+    position: int
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackSynthetic:
+    """Select and write synthetic shard `shard`. `verdicts` are given where the rule ranks over the whole build.
+
+    Result: the shard's counts.
+    """
+
+    shard: int
+    indices: tuple[int, ...]
+    verdicts: tuple[Verdict, ...] | None = None
+
+
+Unit = WriteReal | MakeCandidates | PackSynthetic
+
+
+def make_worker(job: Job) -> Callable[[Unit], Any]:
+    """The function that does one unit. Models and sources are opened when a unit first needs them, and kept."""
+    return Worker(job).do
+
+
+class Worker:
+    """One process's share of a build."""
+
+    def __init__(self, job: Job) -> None:
+        self._config, self._real_section, self._out = job.config, job.real, job.out
+
+    def do(self, unit: Unit) -> Any:
+        if isinstance(unit, WriteReal):
+            return self._write_real(unit)
+        if isinstance(unit, MakeCandidates):
+            return self._make_candidates(unit)
+        return self._pack(unit)
+
+    @functools.cached_property
+    def _source(self) -> Any:
+        return open_converter(self._config.source, "source")
+
+    @functools.cached_property
+    def _real(self) -> Any:
+        return open_converter(self._real_section, "real")
+
+    @functools.cached_property
+    def _generator(self) -> Any:
+        generate = self._config.generate
+        return open_backend("generators", generate.generator, generate.options, "generate.options")
+
+    @functools.cached_property
+    def _estimator(self) -> Any:
+        return open_backend("estimators", self._config.score.estimator, self._config.score.options, "score.options")
+
+    # ------------------------------------------------------------------------------------------------------- real half
+
+    def _write_real(self, unit: WriteReal) -> dict[str, int]:
+        path = shards_folder(self._out) / shard_name("real", unit.shard)
+        hands = self._real.hand_assets()
+        with ShardWriter(path, "real") as shard:
+            for index in unit.indices:
+                try:
+                    item = self._real.item(index)
+                    extras = self._extras(lambda item=item: build_scene(item, hands))
+                    sample = _with_image_hash(item.sample, item.image)
+                    shard.add(sample, item.image, _suffix(item.image), extras)
+                except _PER_INPUT:
+                    shard.count("failed")
+        return shard.marker["counts"]
+
+    def _extras(self, scene: Callable[[], Scene]) -> dict[str, bytes]:
+        shards = self._config.shards
+        if not (shards.depth or shards.seg):
+            return {}
+        conditions = scene_conditions(scene())
+        extras: dict[str, bytes] = {}
+        if shards.depth:
+            millimetres = np.clip(np.rint(conditions.depth_m * 1000.0), 0, 65534).astype(np.uint16)
+            extras["depth.png"] = _png(millimetres)
+        if shards.seg:
+            extras["seg.png"] = _png(conditions.seg)
+        return extras
+
+    # -------------------------------------------------------------------------------------------------- synthetic half
+
+    def _make_candidates(self, unit: MakeCandidates) -> int:
+        work = InputWork(self._out, unit.shard, unit.position)
+        if work.is_done():
+            return len(work.rows())
+        try:
+            rows = self._candidates(self._source.item(unit.index), work)
+        except _PER_INPUT as error:
+            rows = self._failed_rows(unit.index, error)
+        work.put_rows(rows)
+        return len(rows)
+
+    def _candidates(self, item: Item, work: InputWork) -> list[Candidate]:
+        generate = self._config.generate
+        scene = build_scene(item, self._source.hand_assets())
+        seeds = [candidate_seed(generate.run_seed, item.sample.key, i) for i in range(generate.candidates)]
+        images = work.images()
+        missing = [i for i in range(generate.candidates) if i not in images]
+        for i, made in zip(missing, self._generator.generate(scene, [seeds[i] for i in missing])):
+            work.put_image(i, made.jpeg)
+            images[i] = made.jpeg
+        decoded = [decode_image(images[i], "jpg", f"{item.sample.key}@{i:02d}") for i in range(generate.candidates)]
+        return score_candidates(
+            item.sample, decoded, seeds, estimator=self._estimator, generator=self._generator.name, meshes=scene.hands
+        )
+
+    def _failed_rows(self, index: int, error: Exception) -> list[Candidate]:
+        generate = self._config.generate
+        try:
+            key = self._source.item(index).sample.key
+        except _PER_INPUT:
+            key = make_key(self._source.name, "unread", "unread", "unread", f"{index:06d}")
+        inf = float("inf")
+        return [
+            Candidate(
+                input_key=key,
+                index=i,
+                seed=candidate_seed(generate.run_seed, key, i),
+                generator=generate.generator,
+                estimator=self._config.score.estimator,
+                err_mm=inf,
+                pa_err_mm=inf,
+                err_2d=inf,
+                mask_iou=-1.0,
+                failure=f"input {index}: {error}",
+            )
+            for i in range(generate.candidates)
+        ]
+
+    def _pack(self, unit: PackSynthetic) -> dict[str, int]:
+        works = [InputWork(self._out, unit.shard, position) for position in range(len(unit.indices))]
+        rows = [row for work in works for row in work.rows()]
+        verdicts = unit.verdicts if unit.verdicts is not None else select(rows, self._config.select)
+        rows = [replace(row, verdict=verdict) for row, verdict in zip(rows, verdicts, strict=True)]
+        judged = iter(rows)
+        inputs = []
+        for index, work in zip(unit.indices, works):
+            count = len(work.rows())
+            inputs.append((index, work.images(), [next(judged) for _ in range(count)]))
+        if self._config.shards.keep_rejected:
+            self._write_candidates(rejected_path(self._out, unit.shard), "rejected", inputs, kept=False)
+        write_candidates(candidates_path(self._out, unit.shard), rows)
+        path = shards_folder(self._out) / shard_name("syn", unit.shard)
+        counts = self._write_candidates(path, "syn", inputs, kept=True)
+        drop_shard_work(self._out, unit.shard)
+        return counts
+
+    def _write_candidates(
+        self, path: Path, kind: Any, inputs: Sequence[tuple[int, Mapping[int, bytes], list[Candidate]]], kept: bool
+    ) -> dict[str, int]:
+        with ShardWriter(path, kind) as shard:
+            for index, images, rows in inputs:
+                wanted = [row for row in rows if row.verdict.kept == kept and row.index in images]
+                if kept:
+                    shard.count("inputs")
+                    shard.count("rejected", sum(not row.verdict.kept for row in rows))
+                    shard.count("failed", sum(bool(row.failure) for row in rows))
+                if not wanted:
+                    continue
+                item = self._source.item(index)
+                extras = self._extras(lambda item=item: build_scene(item, self._source.hand_assets()))
+                for row in wanted:
+                    shard.add(self._labelled(item.sample, row), images[row.index], "jpg", extras)
+        return shard.marker["counts"]
+
+    def _labelled(self, sample: Sample, row: Candidate) -> Sample:
+        generation = Generation(
+            generator=row.generator,
+            version=self._generator.version,
+            input_key=row.input_key,
+            candidate=row.index,
+            seed=row.seed,
+            prompt="",
+        )
+        return replace(sample, key=row.key, synthetic=True, generation=generation, score=best_score(row))
+
+
+def _with_image_hash(sample: Sample, image: bytes) -> Sample:
+    if sample.source.image_sha256:
+        return sample
+    return replace(sample, source=replace(sample.source, image_sha256=hashlib.sha256(image).hexdigest()))
+
+
+def _suffix(image: bytes) -> Any:
+    return "png" if image.startswith(b"\x89PNG") else "jpg"
+
+
+def _png(array: np.ndarray) -> bytes:
+    ok, data = cv2.imencode(".png", array)
+    if not ok:
+        raise BackendError(f"an array of shape {array.shape} could not be encoded as PNG")
+    return data.tobytes()

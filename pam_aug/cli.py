@@ -1,0 +1,218 @@
+"""The command line. Commands are thin; nothing heavy is imported before a command needs it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pam_aug.errors import ConfigError, PamAugError
+
+app = typer.Typer(
+    add_completion=True,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Turn hand-object datasets and rollouts into labelled, filtered, exactly mixed training shards.",
+)
+recipes_app = typer.Typer(no_args_is_help=True, help="List, print and copy the bundled recipes.", rich_markup_mode=None)
+app.add_typer(recipes_app, name="recipes")
+
+Recipe = Annotated[str, typer.Argument(help="A bundled recipe's name or a YAML file.")]
+Out = Annotated[Path, typer.Option("--out", help="Output folder. The same command on the same folder resumes.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a field: a.b=c. May be repeated.")]
+Workers = Annotated[int, typer.Option(help="Worker processes; -1 takes all cores, 0 works in this process.")]
+Inputs = Annotated[int | None, typer.Option(help="How many inputs are generated from; -1 takes all.")]
+Candidates = Annotated[int | None, typer.Option(help="Candidates per input.")]
+Source = Annotated[
+    str | None, typer.Option(help="The source's converter; its options go through --set source.NAME=VALUE.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and write nothing.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+@app.command()
+def build(
+    recipe: Recipe = "demo",
+    out: Out = Path("out"),
+    ratio: Annotated[str | None, typer.Option(help='Share of real samples in the mix: "0.5", "1/3".')] = None,
+    source: Source = None,
+    inputs: Inputs = None,
+    candidates: Candidates = None,
+    real: Annotated[
+        Path | None, typer.Option(help="Folder of converted real shards, where the source has no images.")
+    ] = None,
+    real_fraction: Annotated[str | None, typer.Option(help="Share of the real sequences that is kept.")] = None,
+    workers: Workers = -1,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Generate, score, select, pack and mix: shards that train an estimator, and a report."""
+    overrides = _overrides(
+        {
+            "mix.ratio": ratio,
+            "mix.real_fraction": real_fraction,
+            "source.converter": source,
+            "inputs": inputs,
+            "generate.candidates": candidates,
+            "real": None if real is None else {"shards": str(real)},
+        },
+        set_,
+    )
+    _build(recipe, overrides, out, ("real", "synthetic"), workers, dry_run, as_json)
+
+
+@app.command()
+def convert(
+    converter: Annotated[str, typer.Argument(help="The source's converter.")],
+    out: Out = Path("shards"),
+    workers: Workers = -1,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Convert a dataset with images into shards; its options go through --set NAME=VALUE."""
+    overrides = [*_overrides({"source.converter": converter}, None), *(f"source.{s}" for s in set_ or [])]
+    _build(None, overrides, out, ("real",), workers, dry_run, as_json)
+
+
+@app.command()
+def generate(
+    recipe: Recipe = "demo",
+    out: Out = Path("out"),
+    source: Source = None,
+    inputs: Inputs = None,
+    candidates: Candidates = None,
+    workers: Workers = -1,
+    set_: Set = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Generate, score, select and pack the synthetic half only."""
+    overrides = _overrides({"source.converter": source, "inputs": inputs, "generate.candidates": candidates}, set_)
+    _build(recipe, overrides, out, ("synthetic",), workers, dry_run, as_json)
+
+
+@app.command()
+def inspect(folder: Annotated[Path, typer.Argument(help="The output folder of a build.")]) -> None:
+    """Write a static HTML page: contact sheets of kept and rejected candidates, score histograms, counts."""
+    from pam_aug.report.page import write_report
+
+    typer.echo(write_report(folder))
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="A folder with shards/.")],
+    rebuild: Annotated[bool, typer.Option(help="Write derived files (indexes, manifest) anew.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Re-hash every shard and check schema, counts and keys. Exit code 4 where something is damaged."""
+    from pam_aug.shards.verify import verify as verify_folder
+
+    report = verify_folder(folder, rebuild=rebuild)
+    typer.echo(json.dumps(report.as_dict()) if as_json else report.as_text())
+    if report.damaged:
+        raise typer.Exit(4)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="A bundled training recipe's name or a YAML file.")],
+    out: Out = Path("runs/train"),
+    set_: Set = None,
+) -> None:
+    """Train an estimator from a recipe. The same command on the same folder resumes."""
+    from pam_aug.recipes import load_recipe
+    from pam_aug.train import run
+
+    run(load_recipe(recipe), out, overrides=set_ or [])
+
+
+@recipes_app.command("ls")
+def recipes_ls(as_json: Json = False) -> None:
+    """List the bundled recipes, each with its first line."""
+    from pam_aug.recipes import recipe_names, recipe_text
+
+    rows = {name: recipe_text(name).splitlines()[0].lstrip("# ") for name in recipe_names()}
+    typer.echo(json.dumps(rows) if as_json else "\n".join(f"{name:24} {line}" for name, line in rows.items()))
+
+
+@recipes_app.command("show")
+def recipes_show(name: str) -> None:
+    """Print a bundled recipe."""
+    from pam_aug.recipes import recipe_text
+
+    typer.echo(recipe_text(name), nl=False)
+
+
+@recipes_app.command("cp")
+def recipes_cp(name: str, folder: Annotated[Path, typer.Argument(help="Where to copy it.")] = Path(".")) -> None:
+    """Copy a bundled recipe, to be edited and run by its path. An existing file is not overwritten."""
+    from pam_aug.recipes import recipe_text
+
+    path = folder / f"{name}.yaml" if folder.is_dir() else folder
+    text = recipe_text(name)
+    try:
+        with open(path, "x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); name another file", path=str(path)) from error
+    typer.echo(path)
+
+
+def _build(
+    recipe: str | None,
+    overrides: list[str],
+    out: Path,
+    parts: tuple[str, ...],
+    workers: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    from pam_aug.build.config import BuildConfig
+    from pam_aug.build.run import plan, run_build
+    from pam_aug.config import resolve
+    from pam_aug.recipes import load_recipe
+
+    tree = load_recipe(recipe) if recipe else {}
+    config = resolve(BuildConfig, tree, overrides, where=f"recipe {recipe}" if recipe else "")
+    result = plan(config, parts) if dry_run else run_build(config, out, parts, workers)
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+
+
+def _overrides(values: dict[str, Any], set_: list[str] | None) -> list[str]:
+    named = [f"{name}={json.dumps(value)}" for name, value in values.items() if value is not None]
+    return [*named, *(set_ or [])]
+
+
+def main() -> None:
+    """Entry point of `pam-aug`: errors of ours become one message and their exit code, an interrupt 130."""
+    try:
+        app(standalone_mode=False)
+    except PamAugError as error:
+        _stop(str(error), error.exit_code)
+    except typer.Abort:
+        _stop("aborted", 130)
+    except KeyboardInterrupt:
+        _stop("interrupted; the same command resumes", 130)
+    except BrokenPipeError:
+        sys.exit(0)
+    except Exception as error:
+        import click
+
+        if isinstance(error, click.ClickException):
+            error.show()
+            sys.exit(error.exit_code)
+        raise
+
+
+def _stop(message: str, code: int) -> None:
+    print(f"pam-aug: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

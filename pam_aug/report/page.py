@@ -1,0 +1,160 @@
+"""`pam-aug inspect`: one static HTML file that shows what a build made, kept and threw away."""
+
+import html
+from collections import defaultdict
+from importlib import resources
+from pathlib import Path
+
+from pam_aug.report.plots import histogram
+from pam_aug.report.sheets import cell, sheet
+from pam_aug.report.summary import Summary, read_all_candidates, rejected_by_input, summarise
+from pam_aug.schema import Candidate
+from pam_aug.shards.atomic import write_atomic
+from pam_aug.shards.manifest import read_mix
+from pam_aug.shards.reader import ShardReader
+
+__all__ = ["write_report"]
+
+_INPUTS_SHOWN = 12
+_REAL_SHOWN = 24
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report/index.html` of a build's folder, images and all in one file. Returns its path.
+
+    Raises ConfigError where the folder holds no finished build.
+    """
+    folder = Path(folder)
+    summary = summarise(folder)
+    rows = read_all_candidates(folder)
+    sections = [
+        _counts(summary),
+        _scores(rows),
+        _removed(rows),
+        _generated(folder, rows),
+        _real(folder),
+    ]
+    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    page = template.replace("{title}", html.escape(folder.resolve().name)).replace("{body}", "\n".join(sections))
+    path = folder / "report" / "index.html"
+    path.parent.mkdir(exist_ok=True)
+    write_atomic(path, page.encode())
+    return path
+
+
+def _counts(s: Summary) -> str:
+    tiles = [
+        (
+            "real images",
+            f"{s.real_images}",
+            f"{s.real_hands} hands" + (f", {s.real_failed} unread" if s.real_failed else ""),
+        ),
+        ("inputs", f"{s.inputs}", f"{s.candidates} candidates"),
+        ("kept", f"{s.kept}", f"median error {_mm(s.kept_err_mm)}"),
+        ("rejected", f"{s.rejected}", f"median error {_mm(s.rejected_err_mm)}"),
+        ("failed", f"{s.failed}", "of the rejected ones"),
+        ("ratio", s.ratio, f"epoch of {s.epoch_hands} hands"),
+        ("reads per epoch", f"{s.real_reads_per_epoch:.2f} / {s.synthetic_reads_per_epoch:.2f}", "real / synthetic"),
+    ]
+    cells = "".join(
+        f'<div class="tile"><b>{html.escape(value)}</b><span>{html.escape(name)}</span><i>{html.escape(more)}</i></div>'
+        for name, value, more in tiles
+    )
+    return f'<div class="tiles">{cells}</div>'
+
+
+def _scores(rows: list[Candidate]) -> str:
+    if not rows:
+        return ""
+    split = {"kept": [r for r in rows if r.verdict.kept], "rejected": [r for r in rows if not r.verdict.kept]}
+    plots = [
+        histogram({k: [r.err_mm for r in v] for k, v in split.items()}, "wrist-aligned error, mm"),
+        histogram({k: [r.pa_err_mm for r in v] for k, v in split.items()}, "error after Procrustes alignment, mm"),
+        histogram({k: [100 * r.err_2d for r in v] for k, v in split.items()}, "image error, % of the hand's box"),
+    ]
+    return f'<h2>Scores</h2><p>{_legend()}</p><div class="plots">{"".join(plots)}</div>'
+
+
+def _removed(rows: list[Candidate]) -> str:
+    """What the cut takes, by input: a relative cut takes the same share everywhere, a gate does not."""
+    if not rows:
+        return ""
+    errors: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        errors[row.input_key].append(row.err_mm)
+    lines = []
+    for key, (kept, rejected) in sorted(rejected_by_input(rows).items(), key=lambda kv: -min(errors[kv[0]])):
+        finite = sorted(e for e in errors[key] if e != float("inf"))
+        span = f"{finite[0]:.1f} – {finite[len(finite) // 2]:.1f} – {finite[-1]:.1f}" if finite else "none scored"
+        lines.append(f"<tr><td>{html.escape(key)}</td><td>{kept}</td><td>{rejected}</td><td>{span}</td></tr>")
+    table = (
+        "<table><thead><tr><th>input</th><th>kept</th><th>rejected</th><th>error, mm: least – median – most</th></tr>"
+        f"</thead><tbody>{''.join(lines)}</tbody></table>"
+    )
+    return (
+        "<h2>What was removed</h2><p>Inputs by their best candidate's error, hardest first.</p>"
+        f"<details><summary>{len(lines)} inputs</summary>{table}</details>"
+    )
+
+
+def _generated(folder: Path, rows: list[Candidate]) -> str:
+    keys = list(rejected_by_input(rows))
+    if not keys:
+        return ""
+    step = max(len(keys) / _INPUTS_SHOWN, 1.0)
+    shown = {keys[int(i * step)] for i in range(min(len(keys), _INPUTS_SHOWN))}
+    verdicts = {row.key: row for row in rows if row.input_key in shown}
+    cells: dict[str, dict[int, str]] = defaultdict(dict)
+    for path in [*sorted((folder / "shards").glob("syn-*.tar")), *sorted((folder / "rejected").glob("*.tar"))]:
+        with ShardReader(path) as reader:
+            for i, key in enumerate(reader.keys):
+                row = verdicts.get(key)
+                if row is None:
+                    continue
+                kind = "kept" if row.verdict.kept else "rejected"
+                caption = f"@{row.index:02d}  {_mm(row.err_mm)}" + (
+                    f"  {row.verdict.reason}" if row.verdict.reason else ""
+                )
+                cells[row.input_key][row.index] = cell(reader.image(i), reader.sample(i).hands, caption, kind)
+    sheets = [
+        sheet(
+            key, f"{sum(r.verdict.kept for r in verdicts.values() if r.input_key == key)} kept", _in_order(cells[key])
+        )
+        for key in keys
+        if key in shown
+    ]
+    return (
+        f"<h2>Candidates</h2><p>{len(sheets)} of {len(keys)} inputs. {_legend()} "
+        '<label><input type="checkbox" id="skeleton" checked> skeletons</label> '
+        '<label><input type="checkbox" id="kept" checked> kept</label> '
+        '<label><input type="checkbox" id="rejected" checked> rejected</label></p>' + "".join(sheets)
+    )
+
+
+def _real(folder: Path) -> str:
+    source = next((s for s in read_mix(folder).sources if s.name == "real"), None)
+    cells: list[str] = []
+    names: set[str] = set()
+    for shard in source.shards if source else ():
+        with ShardReader(folder / shard.path) as reader:
+            for i in range(len(reader)):
+                if len(cells) >= _REAL_SHOWN:
+                    break
+                sample = reader.sample(i)
+                names.add(sample.source.dataset)
+                cells.append(cell(reader.image(i), sample.hands, sample.source.name, "real"))
+    if not cells or source is None:
+        return ""
+    return "<h2>The real half</h2>" + sheet(", ".join(sorted(names)), f"{len(cells)} of {source.samples} images", cells)
+
+
+def _in_order(cells: dict[int, str]) -> list[str]:
+    return [cells[i] for i in sorted(cells)]
+
+
+def _legend() -> str:
+    return '<span class="key kept"></span> kept <span class="key rejected"></span> rejected'
+
+
+def _mm(value: float) -> str:
+    return f"{value:.1f} mm" if 0 <= value < float("inf") else "not scored"
