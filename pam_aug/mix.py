@@ -1,0 +1,266 @@
+"""The torch dataset on an exact mix: whole batches, one hand per item, the same order for any workers and ranks."""
+
+import hashlib
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError, ShardDamaged
+from pam_aug.geometry import square_crop
+from pam_aug.mix_order import Schedule, WhenShort, keep_fraction, order, parse_ratio, sequence_of
+from pam_aug.shards.images import Suffix, decode_image
+from pam_aug.shards.index import INDEX_DTYPE
+from pam_aug.shards.manifest import MixShard, MixSource, read_mix
+from pam_aug.shards.reader import ShardReader
+
+__all__ = ["LastBatch", "MixedDataset", "Schedule", "keep_fraction", "order", "parse_ratio", "sequence_of"]
+
+LastBatch = Literal["short", "pad", "drop"]
+_OPEN_SHARDS = 128
+_LABELS = ("joints_cam_m", "joints_px", "in_view", "K_px", "side", "global_orient", "hand_pose", "betas", "transl")
+
+
+class MixedDataset(IterableDataset):
+    """Batches of hands, real and synthetic in the exact ratio of a `mix.json`.
+
+    dataset = MixedDataset("out", batch_size=64, crop_px=224)
+    for epoch in range(10):
+        dataset.set_epoch(epoch)
+        for batch in DataLoader(dataset, batch_size=None, num_workers=2): ...
+
+    A batch of B hands is a dict: `image` uint8 (B,H,W,3) RGB; `joints_cam_m` (B,21,3) metres, camera frame; `joints_px`
+    (B,21,2) and `K_px` (B,3,3) in the pixels of `image`; `in_view` (B,21) bool; `side` (B) uint8, 0 right, 1 left;
+    `global_orient` (B,3), `hand_pose` (B,45) absolute axis-angle, `betas` (B,10), `transl` (B,3) metres; `mano_valid`
+    and `is_synthetic` (B) bool; `keys` list of B; `position` int, the state after this batch; `padded` int, how many at
+    the end repeat others.
+
+    With `crop_px` an image is the square around the hand, as wide as its joints' box times `crop_scale`, resized.
+    Without, images stay whole and must be of one size. `batch_size` counts hands over all ranks: rank r reads its slice
+    of each global batch, so the order does not depend on the number of ranks. The last batch of an epoch is "short",
+    "pad" (filled with the epoch's first items) or "drop". `decode_threads` work on one batch; by default up to 4
+    without workers, else 1.
+
+    Raises ConfigError for arguments or a mix that cannot be read, ShardDamaged (naming the file) for changed data.
+    """
+
+    def __init__(
+        self,
+        mix: Path | str,
+        batch_size: int,
+        *,
+        seed: int | None = None,
+        crop_px: int | None = None,
+        crop_scale: float = 1.25,
+        last: LastBatch = "short",
+        rank: int | None = None,
+        world: int | None = None,
+        decode_threads: int | None = None,
+    ) -> None:
+        super().__init__()
+        path = Path(mix)
+        content = read_mix(path)
+        self._root = path if path.is_dir() else path.parent
+        self.seed = content.seed if seed is None else seed
+        self.sources = [_Items(self._root, s, self.seed) for s in content.sources]
+        when_short: WhenShort = content.when_short  # type: ignore[assignment]  # checked by Schedule
+        weights = [parse_ratio(s.share) for s in content.sources]
+        self.schedule = Schedule([len(s) for s in self.sources], weights, self.seed, when_short)
+        if rank is None or world is None:
+            rank, world = _distributed()
+        if batch_size < 1 or not 0 <= rank < world or last not in ("short", "pad", "drop"):
+            raise ConfigError(f"batch size {batch_size}, rank {rank} of {world}, last={last!r}: out of range")
+        if last == "drop" and self.schedule.epoch_length < batch_size:
+            raise ConfigError(f"an epoch has {self.schedule.epoch_length} hands: dropping short batches leaves none")
+        if crop_px is not None and crop_px < 1:
+            raise ConfigError(f"crop_px {crop_px}: at least 1")
+        self.batch_size, self.rank, self.world, self.last = batch_size, rank, world, last
+        self.crop_px, self.crop_scale, self.decode_threads = crop_px, crop_scale, decode_threads
+        identity = (content.sources, self.seed, when_short)
+        self._order_id = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
+        # In shared memory, so that workers that outlive an epoch (persistent_workers) see set_epoch.
+        self._start = torch.zeros(1, dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        """Batches of an epoch, from its beginning."""
+        length = self.schedule.epoch_length
+        return length // self.batch_size if self.last == "drop" else -(-length // self.batch_size)
+
+    def set_epoch(self, epoch: int) -> None:
+        """The next iteration reads epoch `epoch` from its beginning."""
+        self._start[0] = epoch * self.schedule.epoch_length
+
+    def state_dict(self, batch: dict[str, Any] | None = None) -> dict[str, Any]:
+        """The state after `batch` (or the one the next iteration starts from): a position, and what it counts in."""
+        return {"position": int(self._start[0]) if batch is None else int(batch["position"]), "order": self._order_id}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The next iteration goes on after the batch of that state, under any number of workers and ranks.
+
+        Raises ResumeMismatch where the state counts in another order: other shards, ratio, seed or policy.
+        """
+        if state.get("order") != self._order_id or not isinstance(state.get("position"), int):
+            raise ResumeMismatch(
+                f"{self._root}: the position is of another order (shards, ratio, seed or when_short differ); "
+                "open the mix it was saved with, or start at an epoch's beginning",
+                state=state,
+            )
+        self._start[0] = state["position"]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """The batches from the set position to the end of its epoch; worker w of W makes every W-th of them."""
+        worker = get_worker_info()
+        number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        threads = self.decode_threads or (1 if worker else min(4, os.cpu_count() or 1))
+        start, length = int(self._start[0]), self.schedule.epoch_length
+        first = start // length * length
+        with ThreadPoolExecutor(threads) as pool:
+            run = pool.map if threads > 1 else map
+            for begin in range(start + number * self.batch_size, first + length, workers * self.batch_size):
+                end = min(begin + self.batch_size, first + length)
+                short = self.batch_size - (end - begin)
+                if short and self.last == "drop":
+                    return
+                positions = np.arange(begin, end)
+                if short and self.last == "pad":
+                    positions = np.append(positions, first + np.arange(short) % length)
+                low, high = (len(positions) * r // self.world for r in (self.rank, self.rank + 1))
+                batch = self._load(positions[low:high], run)
+                batch["position"] = end
+                batch["padded"] = max(0, high - max(low, end - begin))
+                yield batch
+
+    def _load(self, positions: np.ndarray, run: Callable[..., Any]) -> dict[str, Any]:
+        source, item = self.schedule.at(positions)
+        found = [self.sources[s].find(i) for s, i in zip(source.tolist(), item.tolist())]
+        rows = np.zeros(len(found), INDEX_DTYPE)
+        for i, (reader, number) in enumerate(found):
+            rows[i] = reader.rows[number]
+        images = np.zeros((len(found), *self._image_shape(rows, found), 3), np.uint8)
+        if self.crop_px is None:
+            tasks = [_Whole(reader, row, out) for (reader, _), row, out in zip(found, rows, images)]
+        else:
+            tasks = [_Cropped(reader, row, out, self.crop_scale) for (reader, _), row, out in zip(found, rows, images)]
+        list(run(lambda task: task(), tasks))
+        batch: dict[str, Any] = {"image": torch.from_numpy(images)}
+        batch |= {name: torch.from_numpy(rows[name].copy()) for name in _LABELS}
+        batch["mano_valid"] = torch.from_numpy(rows["mano_valid"].copy())
+        batch["is_synthetic"] = torch.from_numpy(rows["synthetic"].copy())
+        batch["keys"] = [key.decode() + ("-r", "-l")[side] for key, side in zip(rows["key"], rows["side"])]
+        return batch
+
+    def _image_shape(self, rows: np.ndarray, found: list[tuple[ShardReader, int]]) -> tuple[int, int]:
+        if self.crop_px is not None:
+            return self.crop_px, self.crop_px
+        sizes = {(int(r["height"]), int(r["width"])) for r in rows}
+        if len(sizes) > 1:
+            names = sorted({str(reader.path) for reader, _ in found})
+            raise SchemaError(
+                f"{names[0]}: images of {len(sizes)} sizes do not stack into one batch; set crop_px", paths=names
+            )
+        return next(iter(sizes), (0, 0))
+
+
+class _Items:
+    """The hands of one source by number, over its shards; shards are opened when first read."""
+
+    def __init__(self, root: Path, source: MixSource, seed: int) -> None:
+        self._root, self._shards = root, source.shards
+        self._readers: OrderedDict[int, ShardReader] = OrderedDict()
+        self._ends = np.cumsum([s.hands for s in source.shards], dtype=np.int64)
+        self._kept: np.ndarray | None = None
+        keep = parse_ratio(source.keep)
+        if keep != 1:
+            names = [
+                sequence_of(key.decode())
+                for number, shard in enumerate(source.shards)
+                if shard.hands
+                for key in self._reader(number).rows["key"]
+            ]
+            chosen = keep_fraction(names, keep, seed)
+            self._kept = np.flatnonzero([name in chosen for name in names])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_readers": OrderedDict()}
+
+    def __len__(self) -> int:
+        if self._kept is not None:
+            return len(self._kept)
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def find(self, item: int) -> tuple[ShardReader, int]:
+        """(reader, row) of an item."""
+        if self._kept is not None:
+            item = int(self._kept[item])
+        number = int(np.searchsorted(self._ends, item, side="right"))
+        return self._reader(number), item - int(self._ends[number]) + self._shards[number].hands
+
+    def _reader(self, number: int) -> ShardReader:
+        reader = self._readers.get(number)
+        if reader is None:
+            shard = self._shards[number]
+            reader = self._readers[number] = _open(self._root / shard.path, shard)
+            if len(self._readers) > _OPEN_SHARDS:
+                self._readers.popitem(last=False)  # closed when the batch that reads it is done
+        else:
+            self._readers.move_to_end(number)
+        return reader
+
+
+def _open(path: Path, shard: MixShard) -> ShardReader:
+    reader = ShardReader(path)
+    if reader.marker is None:
+        raise ShardDamaged(f"{path}: has no commit marker: build it again", path=str(path))
+    if reader.marker["sha256"] != shard.sha256 or len(reader.rows) != shard.hands:
+        raise ShardDamaged(f"{path}: is another shard than the one in mix.json: run the mix again", path=str(path))
+    return reader
+
+
+@dataclass(slots=True)
+class _Whole:
+    """Decodes the image of a row into a batch's buffer."""
+
+    reader: ShardReader
+    row: np.void
+    out: np.ndarray
+
+    def __call__(self) -> None:
+        image = self._decode(self.out)
+        if image is not self.out:
+            raise ShardDamaged(f"{self._where}: {image.shape[1]} × {image.shape[0]} pixels, not as its label says")
+
+    @property
+    def _where(self) -> str:
+        return f"{self.reader.path}:{self.row['key'].decode()}"
+
+    def _decode(self, out: np.ndarray | None) -> np.ndarray:
+        suffix: Suffix = "png" if self.row["image_format"] else "jpg"
+        return decode_image(self.reader.row_image_bytes(self.row), suffix, self._where, out)
+
+
+@dataclass(slots=True)
+class _Cropped(_Whole):
+    """Decodes the image of a row, crops the square around the hand, and moves `joints_px` and `K_px` with it."""
+
+    scale: float
+
+    def __call__(self) -> None:
+        size = self.out.shape[0]
+        crop = square_crop(self.row["joints_px"], size, self.scale)
+        cv2.warpAffine(self._decode(None), crop.affine, (size, size), dst=self.out, flags=cv2.INTER_LINEAR)
+        self.row["joints_px"] = crop.points(self.row["joints_px"])
+        self.row["K_px"] = crop.intrinsics(self.row["K_px"])
+
+
+def _distributed() -> tuple[int, int]:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,219 @@
+"""The tables beside the shards: `mix.json`, `manifest.parquet`, `candidates/*.parquet` and the dataset card."""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from pam_aug.errors import ConfigError, SchemaError, ShardDamaged
+from pam_aug.schema import Candidate, Verdict
+from pam_aug.shards.atomic import fsync_folder, storage_errors, temporary_path, write_atomic
+from pam_aug.shards.reader import ShardReader, read_marker
+from pam_aug.shards.writer import ShardKind
+
+__all__ = [
+    "MIX_VERSION",
+    "Mix",
+    "MixShard",
+    "MixSource",
+    "collect_shards",
+    "read_candidates",
+    "read_mix",
+    "write_candidates",
+    "write_manifest",
+    "write_mix",
+]
+
+MIX_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class MixShard:
+    """One committed shard. `path` is relative to the folder of `mix.json`, or absolute where it lies elsewhere."""
+
+    path: str
+    sha256: str
+    bytes: int
+    samples: int
+    hands: int
+
+
+@dataclass(frozen=True, slots=True)
+class MixSource:
+    """One source of a mix: its share of what is read ("9/10"), and the share of its sequences that is kept ("1")."""
+
+    name: str
+    share: str
+    shards: tuple[MixShard, ...]
+    keep: str = "1"
+
+    @property
+    def samples(self) -> int:
+        return sum(s.samples for s in self.shards)
+
+    @property
+    def hands(self) -> int:
+        return sum(s.hands for s in self.shards)
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What the loader opens. The first source leads: an epoch is one pass over it. `when_short`: "repeat" or "stop"."""
+
+    sources: tuple[MixSource, ...]
+    seed: int = 0
+    when_short: str = "repeat"
+    version: int = MIX_VERSION
+
+
+def write_mix(path: Path, mix: Mix) -> None:
+    """Writes `mix.json` atomically."""
+    write_atomic(path, orjson.dumps(asdict(mix), option=orjson.OPT_INDENT_2) + b"\n")
+
+
+def read_mix(path: Path) -> Mix:
+    """A `mix.json`, or the one in a folder. Raises ConfigError where there is none, SchemaError for another content."""
+    path = Path(path)
+    path = path / "mix.json" if path.is_dir() else path
+    try:
+        tree = orjson.loads(path.read_bytes())
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a finished build's folder") from error
+    except orjson.JSONDecodeError as error:
+        raise SchemaError(f"{path}: not JSON ({error})", path=str(path)) from error
+    if not isinstance(tree, dict) or tree.get("version") != MIX_VERSION:
+        raise SchemaError(f"{path}: not a mix of version {MIX_VERSION}", path=str(path))
+    try:
+        sources = [
+            _checked(MixSource, {**s, "shards": tuple(_checked(MixShard, t) for t in s["shards"])})
+            for s in tree["sources"]
+        ]
+        return _checked(Mix, {**tree, "sources": tuple(sources)})
+    except (TypeError, KeyError) as error:
+        raise SchemaError(f"{path}: not a mix ({error})", path=str(path)) from error
+
+
+def collect_shards(folder: Path, kind: ShardKind, relative_to: Path) -> tuple[MixShard, ...]:
+    """The committed shards of a kind in `folder`, by name; uncommitted ones are left out."""
+    found = []
+    for path in sorted(Path(folder).glob(f"{kind}-*.tar")):
+        marker = read_marker(path)
+        if marker is None:
+            continue
+        counts = marker["counts"]
+        inside = path.resolve().is_relative_to(relative_to.resolve())
+        name = path.resolve().relative_to(relative_to.resolve()).as_posix() if inside else str(path.resolve())
+        found.append(MixShard(name, marker["sha256"], marker["bytes"], counts["samples"], counts.get("hands", 0)))
+    return tuple(found)
+
+
+def _checked(kind: type, tree: dict[str, Any]) -> Any:
+    value = kind(**tree)
+    for f in fields(kind):
+        wanted = f.type if isinstance(f.type, type) else tuple
+        if type(getattr(value, f.name)) is not wanted:
+            raise TypeError(f"{kind.__name__}.{f.name} is a {type(getattr(value, f.name)).__name__}")
+    return value
+
+
+# ---------------------------------------------------------------------------------------------------------- tables
+
+
+def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
+    """One row per candidate, kept or not, with its score, reason and seed; +inf errors stay +inf. Atomic."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{**asdict(c), **asdict(c.verdict)} for c in candidates]
+    schema = pa.schema([(n, _ARROW[t]) for n, t in _CANDIDATE_COLUMNS.items()])
+    buffer = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([{n: r[n] for n in _CANDIDATE_COLUMNS} for r in rows], schema), buffer)
+    with storage_errors(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, buffer.getvalue())
+
+
+def read_candidates(path: Path) -> list[Candidate]:
+    """The rows that `write_candidates` wrote. Raises ShardDamaged for a file of another content."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        rows = pq.ParquetFile(path).read(columns=list(_CANDIDATE_COLUMNS)).to_pylist()
+        return [
+            Candidate(
+                verdict=Verdict(kept=row["kept"], reason=row["reason"]),
+                **{n: v for n, v in row.items() if n not in ("kept", "reason")},
+            )
+            for row in rows
+        ]
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
+        raise ShardDamaged(f"{path}: not a table of candidates ({error})", path=str(path)) from error
+
+
+def write_manifest(path: Path, shards: Iterable[Path]) -> int:
+    """`manifest.parquet`: one row per sample, in the order of the shards. Returns the number of rows.
+
+    One shard is in memory at a time. `image_sha256` is of the image in the shard; errors are -1 where none was scored.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path, total = Path(path), 0
+    schema = pa.schema([(n, _ARROW[t]) for n, t in _MANIFEST_COLUMNS.items()])
+    temporary = temporary_path(path)
+    with storage_errors(path):
+        try:
+            with open(temporary, "xb") as file, pq.ParquetWriter(file, schema) as writer:
+                for shard in shards:
+                    rows = _manifest_rows(shard)
+                    total += len(rows)
+                    if rows:
+                        writer.write_table(pa.Table.from_pylist(rows, schema))
+                writer.close()
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        fsync_folder(path.parent)
+    return total
+
+
+_ARROW: dict[type, Any] = {str: "string", int: "int64", float: "float64", bool: "bool_"}
+_CANDIDATE_COLUMNS: dict[str, type] = {
+    **{"input_key": str, "index": int, "seed": int, "generator": str, "estimator": str},
+    **{"err_mm": float, "pa_err_mm": float, "err_2d": float, "mask_iou": float, "failure": str},
+    **{"kept": bool, "reason": str},
+}
+_MANIFEST_COLUMNS: dict[str, type] = {
+    **{"key": str, "shard": str, "index": int, "synthetic": bool, "dataset": str, "name": str, "split": str},
+    **{"group": str, "licence": str, "image_sha256": str, "image_bytes": int, "width": int, "height": int},
+    **{"hands": int, "sides": str, "generator": str, "input_key": str, "candidate": int, "seed": int},
+    **{"estimator": str, "err_mm": float, "pa_err_mm": float, "err_2d": float, "mask_iou": float},
+}
+
+
+def _manifest_rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    with ShardReader(path) as reader:
+        for i in range(len(reader)):
+            sample, image = reader.sample(i), reader.image_bytes(i)
+            source, made, score = sample.source, sample.generation, sample.score
+            values = {
+                **{"key": sample.key, "shard": path.name, "index": i, "synthetic": sample.synthetic},
+                **{n: getattr(source, n) for n in ("dataset", "name", "split", "group", "licence")},
+                **{"image_sha256": hashlib.sha256(image).hexdigest(), "image_bytes": len(image)},
+                **{"width": sample.camera.width, "height": sample.camera.height, "hands": len(sample.hands)},
+                "sides": ",".join(h.side for h in sample.hands),
+                **{n: getattr(made, n) for n in ("generator", "input_key", "candidate", "seed")},
+                **{n: getattr(score, n) for n in ("estimator", "err_mm", "pa_err_mm", "err_2d", "mask_iou")},
+            }
+            rows.append(values)
+    return rows
