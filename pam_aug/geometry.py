@@ -324,7 +324,7 @@ def procrustes_align(
 
 
 def _mean_distance_mm(a_m: np.ndarray, b_m: np.ndarray) -> np.ndarray:
-    return 1000.0 * np.sqrt(((a_m - b_m) ** 2).sum(-1)).mean(-1)
+    return np.asarray(1000.0 * np.sqrt(((a_m - b_m) ** 2).sum(-1)).mean(-1))
 
 
 def root_aligned_mpjpe_mm(

@@ -171,7 +171,7 @@ def test_crop_affine_is_what_opencv_wants():
     centroid = [(u * warped.ravel()).sum(), (v * warped.ravel()).sum()] / warped.sum()
     np.testing.assert_allclose(centroid, crop.points(np.array([[41.0, 33.0]]))[0], atol=0.02)
     # An integer cut is a slice.
-    np.testing.assert_array_equal(crop_intrinsics(np.eye(3), 10, 20, 1.0), [[1, 0, -10], [0, 1, -20], [0, 0, 1]])
+    np.testing.assert_array_equal(crop_intrinsics(np.eye(3), 10.0, 20.0, 1.0), [[1, 0, -10], [0, 1, -20], [0, 0, 1]])
 
 
 def test_crop_of_odd_inputs():

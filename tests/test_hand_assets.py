@@ -113,7 +113,7 @@ def test_missing_files_say_where_to_get_them(tmp_path):
     with pytest.raises(AssetMissing):
         load_npz(tmp_path / "absent.npz")
     with pytest.raises(SchemaError, match="not a side"):
-        load_mano(tmp_path, "Right")  # pyright: ignore[reportArgumentType]
+        load_mano(tmp_path, "Right")
 
 
 class Evil:

@@ -287,7 +287,7 @@ def _has_right_shapedirs(path: Path, left: np.ndarray) -> bool:
     return float(np.abs(left - right).max()) < float(np.abs(left - mirrored).max())
 
 
-def load_mano(path: str | Path, side: Side, *, left_shapedirs: LeftShapedirs = "fixed") -> HandAssets:
+def load_mano(path: str | Path, side: str, *, left_shapedirs: LeftShapedirs = "fixed") -> HandAssets:
     """Read the user's own MANO model of one side from a file, or from a folder that holds `MANO_{SIDE}.pkl`.
 
     Takes the official pickle, a copy cleaned to plain numpy, or an `.npz` with the same fields. With

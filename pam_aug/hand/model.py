@@ -102,18 +102,19 @@ class HandLayer(torch.nn.Module):
 
     def forward(
         self,
-        global_orient: Float[Tensor, "b 3"] | Float[Tensor, "b 3 3"],
-        hand_pose: Float[Tensor, "b 45"] | Float[Tensor, "b 15 3 3"],
-        betas: Float[Tensor, "#b 10"] | None = None,
-        transl: Float[Tensor, "#b 3"] | None = None,
+        global_orient: Tensor,
+        hand_pose: Tensor,
+        betas: Tensor | None = None,
+        transl: Tensor | None = None,
         *,
         tips: str | None = None,
         joints: str | None = None,
     ) -> HandOutput:
         """Pose the hand.
 
-        Rotations are axis-angle (radians) or matrices, each argument by its own shape; `hand_pose` is absolute, in
-        MANO's joint order. `betas` and `transl` default to zero; the wrist lands at `transl + J0(betas)`. Raises
+        Rotations are axis-angle (radians), (b,3) and (b,45), or matrices, (b,3,3) and (b,15,3,3), each argument by its
+        own shape; `hand_pose` is absolute, in MANO's joint order. `betas` (b,10) and `transl` (b,3, metres) default to
+        zero, and one row serves all hands; the wrist lands at `transl + J0(betas)`. Raises
         `SchemaError` for other shapes, `ConfigError` for an unknown name.
         """
         tips = self.tips if tips is None else tips

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float
 
 from pam_aug.errors import SchemaError
 from pam_aug.hand.assets import HandAssets, LeftShapedirs, assets_from_arrays, load_mano, read_npz_arrays
@@ -48,16 +47,14 @@ def load_hand(side: Side, mano_dir: str | Path | None = None, *, left_shapedirs:
 # --- fitting -------------------------------------------------------------------------------------------------------
 
 
-def fit_hand(
-    assets: HandAssets, rest_joints_m: Float[np.ndarray, "16 3"], rest_tips_m: Float[np.ndarray, "5 3"], name: str
-) -> HandAssets:
-    """`assets` with its rest joints (MANO's order) and fingertips (smplx vertices, thumb to little) moved to targets.
+def fit_hand(assets: HandAssets, rest_joints_m: np.ndarray, rest_tips_m: np.ndarray, name: str) -> HandAssets:
+    """`assets` with its rest joints (16,3; MANO's order) and fingertips (5,3; smplx vertices) moved to targets.
 
-    Targets are in metres, in the axes of the model's rest pose. Each bone is turned and stretched onto its target, its
-    thickness following the hand's overall size, and the template, its shape and its pose directions are carried along
-    by the skinning weights; the palm bends smoothly to meet the finger roots. The regressor's rows are re-weighted to meet
-    the target joints. Afterwards `J_regressor @ v_template` and the tip vertices equal the targets, so posed joints
-    equal the skeleton's own.
+    Targets are in metres, in the axes of the model's rest pose, tips thumb to little. Each bone is turned and
+    stretched onto its target, its thickness following the hand's overall size, and the template, its shape and its pose
+    directions are carried along by the skinning weights; the palm bends smoothly to meet the finger roots. The
+    regressor's rows are re-weighted to meet the target joints. Afterwards `J_regressor @ v_template` and the tip
+    vertices equal the targets, so posed joints equal the skeleton's own.
 
     Raises `SchemaError` for targets of a wrong shape, not finite, or with a bone of no length.
     """
@@ -143,9 +140,9 @@ def _shortest_turn(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _bend_of_palm(
     template: np.ndarray, joints: np.ndarray, target_joints: np.ndarray, palm_map: np.ndarray
 ) -> np.ndarray:
-    """(778,3): what the palm's linear map leaves at the wrist and the five finger roots, spread smoothly over space.
+    """(778,3): what the palm's linear map leaves at the wrist and the finger roots, spread smoothly over space.
 
-    Interpolation with the kernel |r|, biharmonic in three dimensions: through every given value, with the least bending.
+    Interpolation with the kernel |r|, biharmonic in three dimensions: through every value, with the least bending.
     """
     fixed = [k for k in range(16) if MANO_PARENTS[k] <= 0]
     centres = joints[fixed]

@@ -1,0 +1,150 @@
+"""The MANO layer beside smplx 0.1.28, on the same model file, poses, machine and threads.
+
+    python benchmarks/hand.py [--quick] [--json] [--threads N]
+
+The model is the bundled open hand, written as the plain-numpy pickle that smplx reads. smplx is no dependency of ours: where
+it cannot be imported, it is installed into a virtual environment that is thrown away afterwards, which sees this one's torch.
+"""
+
+import argparse
+import json
+import os
+import pickle
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import venv
+import warnings
+from importlib import metadata, util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pam_aug.hand import HandAssets, HandLayer, load_open_hand
+
+SMPLX = "smplx==0.1.28"
+_INSIDE = "PAM_AUG_BENCHMARK_VENV"
+
+
+def rerun_with_smplx() -> int:
+    """Run this script again where smplx can be imported."""
+    if os.environ.get(_INSIDE):
+        raise SystemExit(f"{SMPLX} was installed, yet cannot be imported. Install it by hand and run again.")
+    with tempfile.TemporaryDirectory() as folder:
+        venv.create(folder, with_pip=True)
+        python = str(Path(folder) / "bin" / "python")
+        # smplx imports nothing beyond numpy and torch for MANO, and those come from the environment that runs this.
+        subprocess.run([python, "-m", "pip", "install", "-q", "--no-deps", SMPLX], check=True, stdout=sys.stderr)
+        paths = [p for p in sys.path if p] + [str(Path(__file__).parents[1])]
+        environment = {**os.environ, _INSIDE: "1", "PYTHONPATH": os.pathsep.join(paths)}
+        return subprocess.run([python, __file__, *sys.argv[1:]], env=environment, check=False).returncode
+
+
+def write_model(assets: HandAssets, folder: Path) -> None:
+    """`MANO_RIGHT.pkl` with the official fields, in plain numpy."""
+    parents = assets.parents.astype(np.int64)
+    fields = {
+        "v_template": assets.v_template,
+        "f": assets.f.astype(np.uint32),
+        "shapedirs": assets.shapedirs,
+        "posedirs": assets.posedirs,
+        "J_regressor": assets.J_regressor,
+        "weights": assets.weights,
+        "kintree_table": np.stack([np.where(parents < 0, 2**32 - 1, parents), np.arange(16)]),
+        "hands_components": assets.hands_components,
+        "hands_mean": assets.hands_mean,
+    }
+    (folder / "MANO_RIGHT.pkl").write_bytes(pickle.dumps(fields, protocol=2))
+
+
+def parameters(batch: int, layer: HandLayer) -> dict[str, torch.Tensor]:
+    """Any orientation, poses of unit variance about the mean, a hand at arm's length."""
+    rng = torch.Generator().manual_seed(0)
+    return {
+        "global_orient": torch.randn(batch, 3, generator=rng),
+        "hand_pose": layer.pose_from_pca(torch.randn(batch, 45, generator=rng)),
+        "betas": torch.randn(batch, 10, generator=rng),
+        "transl": 0.1 * torch.randn(batch, 3, generator=rng) + torch.tensor([0.0, 0.0, 0.7]),
+    }
+
+
+def compare(ours: HandLayer, peer: Any, batch: int, rounds: int) -> tuple[list[float], list[float], float]:
+    """Seconds per call of each, taken in turns, and the largest difference of a vertex or joint coordinate (metres)."""
+    given = parameters(batch, ours)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        a, b = ours(**given), peer(**given)
+        difference = max(float((a.verts - b.vertices).abs().max()), float((a.joints16 - b.joints).abs().max()))
+        for _ in range(rounds):
+            for model, times in zip((ours, peer), seconds, strict=True):
+                start = time.perf_counter()
+                model(**given)
+                times.append(time.perf_counter() - start)
+    return seconds[0], seconds[1], difference
+
+
+def row(name: str, value: float, unit: str, spread: float, peer_value: float | None) -> dict[str, Any]:
+    return {
+        "name": name,
+        "value": value,
+        "unit": unit,
+        "spread": spread,
+        "peer": None if peer_value is None else SMPLX,
+        "peer_value": peer_value,
+        "ratio": None if peer_value is None else value / peer_value,
+    }
+
+
+def measure(quick: bool) -> list[dict[str, Any]]:
+    import smplx
+
+    assets = load_open_hand("right")
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        write_model(assets, Path(folder))
+        peer = smplx.MANO(folder, is_rhand=True, use_pca=False, flat_hand_mean=True, batch_size=1)
+    ours = HandLayer(assets)
+    rows, worst = [], 0.0
+    for batch, rounds in ((1024, 9 if quick else 41), (30, 50 if quick else 300), (1, 100 if quick else 1000)):
+        mine, theirs, difference = compare(ours, peer, batch, rounds)
+        worst = max(worst, difference)
+        name = "mano_forward_per_s" if batch == 1024 else f"mano_forward_per_s_batch_{batch}"
+        rates = sorted(batch / s for s in mine)
+        spread = rates[(3 * len(rates)) // 4] - rates[len(rates) // 4]
+        rows.append(row(name, statistics.median(rates), "hands/s", spread, batch / statistics.median(theirs)))
+    rows.append(row("mano_max_abs_diff_m", worst, "m", 0.0, None))
+    return rows
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads for both (default 1)")
+    options = parser.parse_args()
+    if util.find_spec("smplx") is None:
+        return rerun_with_smplx()
+    torch.set_num_threads(options.threads)
+    rows = measure(options.quick)
+    if options.json:
+        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": options.threads,
+                   "system": platform.platform()}  # fmt: skip
+        versions = {
+            "python": platform.python_version(),
+            **{p: metadata.version(p) for p in ("torch", "numpy", "smplx")},
+        }
+        print(json.dumps({"machine": machine, "versions": versions, "rows": rows}))
+    else:
+        for r in rows:
+            beside = f"   {r['peer']}: {r['peer_value']:,.0f}   ratio {r['ratio']:.2f}" if r["peer"] else ""
+            print(f"{r['name']:28} {r['value']:12,.6g} {r['unit']}  (IQR {r['spread']:,.3g}){beside}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
