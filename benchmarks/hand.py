@@ -2,8 +2,9 @@
 
     python benchmarks/hand.py [--quick] [--json] [--threads N]
 
-The model is the bundled open hand, written as the plain-numpy pickle that smplx reads. smplx is no dependency of ours: where
-it cannot be imported, it is installed into a virtual environment that is thrown away afterwards, which sees this one's torch.
+The model is the bundled open hand, written as the plain-numpy pickle that both read. smplx is no dependency of ours:
+where it cannot be imported, it is installed into a virtual environment that is thrown away afterwards and that sees
+this one's torch.
 """
 
 import argparse
@@ -18,6 +19,7 @@ import tempfile
 import time
 import venv
 import warnings
+from contextlib import redirect_stdout
 from importlib import metadata, util
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from pam_aug.hand import HandAssets, HandLayer, load_open_hand
+from pam_aug.hand import HandAssets, HandLayer, load_mano, load_open_hand
 
 SMPLX = "smplx==0.1.28"
 _INSIDE = "PAM_AUG_BENCHMARK_VENV"
@@ -103,12 +105,12 @@ def row(name: str, value: float, unit: str, spread: float, peer_value: float | N
 def measure(quick: bool) -> list[dict[str, Any]]:
     import smplx
 
-    assets = load_open_hand("right")
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        write_model(assets, Path(folder))
-        peer = smplx.MANO(folder, is_rhand=True, use_pca=False, flat_hand_mean=True, batch_size=1)
-    ours = HandLayer(assets)
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(load_open_hand("right"), Path(folder))
+        ours = HandLayer(load_mano(folder, "right"))
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # smplx prints remarks while loading
+            warnings.simplefilter("ignore")
+            peer = smplx.MANO(folder, is_rhand=True, use_pca=False, flat_hand_mean=True, batch_size=1)
     rows, worst = [], 0.0
     for batch, rounds in ((1024, 9 if quick else 41), (30, 50 if quick else 300), (1, 100 if quick else 1000)):
         mine, theirs, difference = compare(ours, peer, batch, rounds)
@@ -132,12 +134,10 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     rows = measure(options.quick)
     if options.json:
-        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(), "threads": options.threads,
-                   "system": platform.platform()}  # fmt: skip
-        versions = {
-            "python": platform.python_version(),
-            **{p: metadata.version(p) for p in ("torch", "numpy", "smplx")},
-        }
+        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
+                   "threads": options.threads, "system": platform.platform()}  # fmt: skip
+        packages = {name: metadata.version(name) for name in ("torch", "numpy", "smplx")}
+        versions = {"python": platform.python_version(), **packages}
         print(json.dumps({"machine": machine, "versions": versions, "rows": rows}))
     else:
         for r in rows:

@@ -20,7 +20,7 @@ import numpy as np
 
 from pam_aug.errors import SourceError, UnsafeInput
 
-__all__ = ["ALLOWED_NUMPY", "AllowedCall", "AllowedState", "load_joblib_pickle", "load_pickle"]
+__all__ = ["ALLOWED_NUMPY", "AllowedCall", "AllowedState", "load_joblib_pickle", "load_npy_object", "load_pickle"]
 
 DEFAULT_MAX_BYTES = 1 << 30
 # Numbers, booleans and plain text. No objects ("O", pickles inside pickles), no records ("V"), no dates.
@@ -119,10 +119,20 @@ def _array_from_bytes(raw: Any, dtype: np.dtype, shape: Any, fortran: bool) -> n
     return array.astype(dtype.newbyteorder("="), order="K", copy=True)
 
 
+class _ObjectDtype:
+    """The element type of the single 0-d object array that `load_npy_object` opens."""
+
+    __slots__ = ()
+
+    def __setstate__(self, _state: Any) -> None:
+        pass
+
+
 class _Array:
     """What `numpy.ndarray` becomes while loading; `_plain` swaps it for the real array afterwards."""
 
     __slots__ = ("value",)
+    value: Any
 
     def __new__(cls, *_args: Any) -> "_Array":
         self = object.__new__(cls)
@@ -131,6 +141,11 @@ class _Array:
 
     def __setstate__(self, state: Any) -> None:
         shape, dtype, fortran, raw = state[-4:]
+        if isinstance(dtype, _ObjectDtype):  # only where `load_npy_object` hands it out
+            if tuple(shape) or not isinstance(raw, list) or len(raw) != 1:
+                raise _Refused(f"an array of Python objects of shape {tuple(shape)}")
+            self.value = raw[0]
+            return
         self.value = _array_from_bytes(raw, _element_type(dtype), shape, bool(fortran))
 
 
@@ -189,7 +204,7 @@ def _plain(root: Any) -> Any:
 
     def visit(value: Any) -> Any:
         if isinstance(value, _Array):
-            return value.value
+            return visit(value.value)
         if isinstance(value, _Dtype):
             return value.dtype
         if not isinstance(value, (dict, list, tuple)):
@@ -326,3 +341,23 @@ def load_joblib_pickle(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) 
         raise SourceError(f"{path}: a compressed joblib file. Save it again with joblib.dump(..., compress=0).")
     allow = {**ALLOWED_NUMPY, ("joblib.numpy_pickle", "NumpyArrayWrapper"): _ArrayHeader}
     return _load(path, _JoblibUnpickler(io.BytesIO(data), allow))
+
+
+def load_npy_object(path: str | Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Any:
+    """Load the one object in an `.npy` that `numpy.save` wrote of a dictionary (or other container) of numeric arrays.
+
+    Such a file is a 0-d array of Python objects, that is, a pickle behind a header. Raises `UnsafeInput` or
+    `SourceError` as `load_pickle` does.
+    """
+    path = Path(path)
+    file = io.BytesIO(_read_capped(path, max_bytes))
+    try:
+        version = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+    except (ValueError, EOFError, SyntaxError, TypeError) as error:
+        raise SourceError(f"{path}: not an .npy file ({error}). Copy it again.") from error
+    if shape != () or dtype != np.dtype("O"):
+        raise SourceError(f"{path}: holds an array {dtype} of shape {shape}, expected one saved dictionary.")
+    numpy_dtype = AllowedCall(lambda *args: _ObjectDtype() if args[:1] in (("O",), ("O8",)) else _Dtype(*args))
+    return _load(path, _AllowListUnpickler(file, {**ALLOWED_NUMPY, ("numpy", "dtype"): numpy_dtype}, "latin1"))

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pam_aug.errors import PamAugError, SourceError, UnsafeInput
-from pam_aug.safe_pickle import ALLOWED_NUMPY, AllowedCall, AllowedState, load_joblib_pickle, load_pickle
+from pam_aug.safe_pickle import (
+    ALLOWED_NUMPY,
+    AllowedCall,
+    AllowedState,
+    load_joblib_pickle,
+    load_npy_object,
+    load_pickle,
+)
 
 ARRAYS = [
     np.arange(12, dtype=np.float32).reshape(3, 4),
@@ -230,3 +237,28 @@ def test_foreign_state_must_be_a_dictionary(tmp_path):
     (tmp_path / "x.pkl").write_bytes(b"\x80\x02cposix\nthing\n)\x81K\x05b.")
     with pytest.raises(UnsafeInput, match="state of type int"):
         load_pickle(tmp_path / "x.pkl", allow)
+
+
+def test_saved_dictionaries(tmp_path):
+    data = {"right_hand": {"trans": np.ones((4, 3), np.float32), "list": [ARRAYS[1]]}, "cup": 5}
+    np.save(tmp_path / "x.npy", data, allow_pickle=True)
+    back = load_npy_object(tmp_path / "x.npy")
+    assert list(back) == ["right_hand", "cup"]
+    np.testing.assert_array_equal(back["right_hand"]["trans"], np.ones((4, 3)))
+    assert type(back["right_hand"]["list"][0]) is np.ndarray
+    whole = (tmp_path / "x.npy").read_bytes()
+    for damaged in (b"", whole[:20], whole[:-9], whole[: whole.index(b"\n") + 1]):
+        (tmp_path / "x.npy").write_bytes(damaged)
+        with pytest.raises(SourceError, match=r"x\.npy"):
+            load_npy_object(tmp_path / "x.npy")
+    marker = tmp_path / "ran"
+    np.save(tmp_path / "x.npy", {"a": Evil(os.system, f"touch {marker}")}, allow_pickle=True)
+    with pytest.raises(UnsafeInput, match="system"):
+        load_npy_object(tmp_path / "x.npy")
+    assert not marker.exists()
+    np.save(tmp_path / "x.npy", {"a": np.array([None, 1], dtype=object)}, allow_pickle=True)
+    with pytest.raises(UnsafeInput, match=r"objects of shape \(2,\)"):
+        load_npy_object(tmp_path / "x.npy")
+    np.save(tmp_path / "x.npy", np.zeros(3))
+    with pytest.raises(SourceError, match="expected one saved dictionary"):
+        load_npy_object(tmp_path / "x.npy")

@@ -96,7 +96,7 @@ class HandAssets:
         """Hash of the side and of every array (type, shape, bytes); the name does not enter."""
         digest = hashlib.sha256(self.side.encode())
         for key in _SHAPES:
-            array = np.ascontiguousarray(getattr(self, key))
+            array = np.ascontiguousarray(getattr(self, key)) + 0  # -0.0 and 0.0 are the same content
             array = array.astype(array.dtype.newbyteorder("<"), copy=False)
             digest.update(f"{key}{array.dtype.str}{array.shape}".encode())
             digest.update(array.tobytes())
