@@ -21,7 +21,8 @@ __all__ = ["Schedule", "WhenShort", "keep_fraction", "order", "parse_ratio", "se
 
 WhenShort = Literal["repeat", "stop"]
 MAX_DENOMINATOR = 10**6
-_ROUNDS = 8
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+_TURNS = np.arange(1, 9, dtype=np.uint64) * _GOLDEN
 
 
 def parse_ratio(text: str) -> Fraction:
@@ -101,10 +102,7 @@ class Schedule:
         for s in np.unique(source):
             mine = source == s
             number, j = np.divmod(draw[mine], self.sizes[s])
-            part = np.empty_like(j)
-            for n in np.unique(number):
-                part[number == n] = permute(j[number == n], self.sizes[s], _round_keys(self.seed, int(s), int(n)))
-            index[mine] = part
+            index[mine] = permute(j, self.sizes[s], derived_seed(self.seed, "mix", int(s)), number)
         return source, index
 
     def _counts(self, k: np.ndarray) -> np.ndarray:
@@ -134,23 +132,25 @@ def order(
     return schedule.at(np.arange(epoch * schedule.epoch_length, (epoch + 1) * schedule.epoch_length))
 
 
-def permute(j: Int[np.ndarray, " n"], size: int, keys: tuple[int, ...]) -> Int[np.ndarray, " n"]:
-    """The places of `j` under a keyed permutation of range(size), in constant memory.
+def permute(j: Int[np.ndarray, " n"], size: int, key: int, number: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """The places of `j` under permutations of range(size), each with its `number` in the chain of `key`.
 
     A balanced Feistel network over the next even power of two, walked until the value falls into the range (Black and
-    Rogaway 2002, "Ciphers with arbitrary finite domains"); its round function is the finalizer of splitmix64. Our own
-    arithmetic, because numpy's shuffles may change between its versions.
+    Rogaway 2002, "Ciphers with arbitrary finite domains"): constant memory and random access. Its round function is the
+    finalizer of splitmix64. Our own arithmetic, because numpy's shuffles may change between its versions.
     """
     half = np.uint64(max(6, (size - 1).bit_length() + 1) // 2)
     mask = np.uint64((1 << int(half)) - 1)
+    first = _mix64(number.astype(np.uint64) * _GOLDEN + np.uint64(key))
+    rounds = _mix64(first + _TURNS[:, None])
     value = j.astype(np.uint64)
-    walking = np.ones(len(value), bool)
-    while walking.any():
+    walking = np.arange(len(value))
+    while len(walking):
         left, right = value[walking] >> half, value[walking] & mask
-        for key in keys:
-            left, right = right, left ^ (_mix64(right + np.uint64(key)) & mask)
+        for keys in rounds:
+            left, right = right, left ^ (_mix64(right + keys[walking]) & mask)
         value[walking] = (left << half) | right
-        walking = value >= np.uint64(size)
+        walking = walking[value[walking] >= np.uint64(size)]
     return value.astype(np.int64)
 
 
@@ -158,11 +158,6 @@ def _mix64(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
-
-
-@lru_cache(maxsize=256)
-def _round_keys(seed: int, source: int, number: int) -> tuple[int, ...]:
-    return tuple(derived_seed(seed, "mix", source, number, turn) for turn in range(_ROUNDS))
 
 
 @lru_cache(maxsize=8)

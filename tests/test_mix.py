@@ -46,7 +46,7 @@ def keys_of(dataset: MixedDataset, workers: int = 0, epoch: int = 0) -> list[str
     try:
         return [key for batch in batches for key in batch["keys"]]
     finally:
-        if workers:  # torch waits 5 s per worker where an error's traceback keeps the iterator for the collector
+        if workers:  # an iterator with an error, left to the collector, waits 5 s per worker
             batches._shutdown_workers()  # type: ignore[attr-defined]
 
 
