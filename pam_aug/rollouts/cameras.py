@@ -130,26 +130,23 @@ def _draw(rng: np.random.Generator, frame_m: np.ndarray, ranges: CameraRanges, u
     reach = np.linalg.norm(frame_m - target, axis=1).max()
     nearest = max(ranges.min_distance_m, 1.5 * reach)
     distance = max(nearest, focal * 2 * reach / size)
-    middle = np.zeros(2)
+    limit = np.array([ranges.width, ranges.height]) - 1.0
+    slide = np.zeros(2)
     T = np.eye(4)
-    for _ in range(4):  # the box's size falls nearly as 1/distance, so a few corrections settle it
+    # Distance sets the box's size, a slide in the camera's own plane its place; each changes the other a little.
+    for step in range(7):
         T = look_at(target + distance * direction, target, up, roll)
+        T[:3, 3] += T[:3, :2] @ slide
         px = _pixels(frame_m, T, K)
-        box = px.max(0) - px.min(0)
-        middle = 0.5 * (px.max(0) + px.min(0))
-        distance = max(nearest, distance * float(box.max()) / size)
-    T = look_at(target + distance * direction, target, up, roll)
-    # Slide the camera in its own plane to put the box where the draw wants it; that barely changes what it sees.
-    px = _pixels(frame_m, T, K)
-    box, middle = px.max(0) - px.min(0), 0.5 * (px.max(0) + px.min(0))
-    room = np.maximum(np.array([ranges.width, ranges.height]) - 1 - box, 0.0) / 2
-    wanted = K[:2, 2] + shift * room
-    move = (middle - wanted) * distance / focal
-    T[:3, 3] += T[:3, 0] * move[0] + T[:3, 1] * move[1]
-    for _ in range(2):  # sliding a perspective camera is exact for one depth only: pull what stuck out back in
+        low, high = px.min(0), px.max(0)
+        wanted = K[:2, 2] + shift * np.maximum(limit - (high - low), 0.0) / 2
+        slide = slide + (0.5 * (low + high) - wanted) * distance / focal
+        if step < 6:
+            distance = max(nearest, distance * float((high - low).max()) / size)
+    for _ in range(3):  # what still sticks out of the image is pulled back in
         px = _pixels(frame_m, T, K)
-        over = np.maximum(px.max(0) - np.array([ranges.width - 2, ranges.height - 2]), 0) - np.maximum(1 - px.min(0), 0)
-        T[:3, 3] += (T[:3, 0] * over[0] + T[:3, 1] * over[1]) * distance / focal
+        over = np.maximum(px.max(0) - (limit - 1.0), 0.0) - np.maximum(1.0 - px.min(0), 0.0)
+        T[:3, 3] += T[:3, :2] @ over * distance / focal
     return Camera(ranges.width, ranges.height, K, T)
 
 
