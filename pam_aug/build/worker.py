@@ -14,10 +14,11 @@ from pam_aug.build.config import BuildConfig, open_backend, open_converter
 from pam_aug.build.layout import candidates_path, rejected_path, shards_folder
 from pam_aug.build.workdir import InputWork, drop_shard_work
 from pam_aug.errors import BackendError, SchemaError, SourceError
-from pam_aug.generate.base import scene_conditions
-from pam_aug.rollouts.scene import Item, Scene, build_scene
+from pam_aug.render.conditions import Conditions
+from pam_aug.render.pieces import scene_conditions
+from pam_aug.rollouts.scene import Item, build_scene
 from pam_aug.schema import Candidate, Generation, Sample, Verdict, make_key
-from pam_aug.score import best_score, score_candidates
+from pam_aug.score import score_candidates, score_of
 from pam_aug.seeds import candidate_seed
 from pam_aug.select import select
 from pam_aug.shards.images import decode_image
@@ -115,18 +116,18 @@ class Worker:
             for index in unit.indices:
                 try:
                     item = self._real.item(index)
-                    extras = self._extras(lambda item=item: build_scene(item, hands))
+                    extras = self._extras(lambda item=item: scene_conditions(build_scene(item, hands)))
                     sample = _with_image_hash(item.sample, item.image)
                     shard.add(sample, item.image, _suffix(item.image), extras)
                 except _PER_INPUT:
                     shard.count("failed")
         return shard.marker["counts"]
 
-    def _extras(self, scene: Callable[[], Scene]) -> dict[str, bytes]:
+    def _extras(self, draw: Callable[[], Conditions]) -> dict[str, bytes]:
         shards = self._config.shards
         if not (shards.depth or shards.seg):
             return {}
-        conditions = scene_conditions(scene())
+        conditions = draw()
         extras: dict[str, bytes] = {}
         if shards.depth:
             millimetres = np.clip(np.rint(conditions.depth_m * 1000.0), 0, 65534).astype(np.uint16)
@@ -216,7 +217,8 @@ class Worker:
                 if not wanted:
                     continue
                 item = self._source.item(index)
-                extras = self._extras(lambda item=item: build_scene(item, self._source.hand_assets()))
+                scene = functools.partial(build_scene, item, self._source.hand_assets())
+                extras = self._extras(lambda scene=scene: self._generator.conditions(scene()))
                 for row in wanted:
                     shard.add(self._labelled(item.sample, row), images[row.index], "jpg", extras)
         return shard.marker["counts"]
@@ -230,7 +232,7 @@ class Worker:
             seed=row.seed,
             prompt="",
         )
-        return replace(sample, key=row.key, synthetic=True, generation=generation, score=best_score(row))
+        return replace(sample, key=row.key, synthetic=True, generation=generation, score=score_of(row))
 
 
 def _with_image_hash(sample: Sample, image: bytes) -> Sample:

@@ -34,7 +34,7 @@ def write_report(folder: Path) -> Path:
         _generated(folder, rows),
         _real(folder),
     ]
-    template = resources.files(__package__).joinpath("page.html").read_text(encoding="utf-8")
+    template = resources.files("pam_aug.report").joinpath("page.html").read_text(encoding="utf-8")
     page = template.replace("{title}", html.escape(folder.resolve().name)).replace("{body}", "\n".join(sections))
     path = folder / "report" / "index.html"
     path.parent.mkdir(exist_ok=True)

@@ -22,7 +22,7 @@ def histogram(series: Mapping[str, Sequence[float]], label: str, bins: int = 40)
     top = max(float(np.percentile(everything, 99.5)), 1e-6)
     edges = np.linspace(0.0, top, bins + 1)
     counts = {name: np.histogram(np.minimum(v, top), edges)[0] for name, v in finite.items()}
-    highest = max(int(sum(counts.values()).max()), 1)
+    highest = max(int(np.sum(list(counts.values()), axis=0).max()), 1)
     width = (_W - _LEFT - 10) / bins
     body: list[str] = []
     base = np.zeros(bins)

@@ -5,7 +5,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, cast
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ def _load_mesh_cached(path: str, name: str, scale: float) -> Mesh:
 
     data = Path(path).read_bytes()
     try:
-        loaded = trimesh.load(path, process=False, force="mesh", skip_materials=True)
+        loaded = cast(trimesh.Trimesh, trimesh.load(path, process=False, force="mesh", skip_materials=True))
     except Exception as error:  # trimesh's loaders raise anything on broken files
         raise SourceError(f"{path}: not a readable mesh ({type(error).__name__}: {error})", path=path) from error
     vertices = np.ascontiguousarray(np.asarray(loaded.vertices, dtype=np.float64) * scale)
