@@ -3,13 +3,14 @@
 import struct
 from typing import Literal
 
+import cv2
 import numpy as np
 import simplejpeg
-from jaxtyping import UInt8
+from jaxtyping import UInt, UInt8
 
 from pam_aug.errors import ShardDamaged, UnsafeInput
 
-__all__ = ["MAX_PIXELS", "Suffix", "decode_image", "image_size"]
+__all__ = ["MAX_PIXELS", "Suffix", "decode_image", "decode_plane", "image_size"]
 
 MAX_PIXELS = 20_000_000
 Suffix = Literal["jpg", "png"]
@@ -31,15 +32,10 @@ def image_size(data: bytes, suffix: Suffix, where: str) -> tuple[int, int]:
         if colorspace not in ("YCbCr", "Gray", "RGB"):
             raise ShardDamaged(f"{where}: a {colorspace} JPEG; only colour and grey ones are read", where=where)
     else:
-        if len(data) < 33 or data[:8] != _PNG_MAGIC or data[12:16] != b"IHDR":
-            raise ShardDamaged(f"{where}: not a PNG image", where=where)
-        width, height, depth = struct.unpack(">IIB", data[16:25])
+        width, height, depth, _ = _png_header(data, where)
         if depth != 8:
             raise ShardDamaged(f"{where}: a {depth}-bit PNG; images have 8 bits per channel", where=where)
-    if width < 1 or height < 1:
-        raise ShardDamaged(f"{where}: an image of {width} × {height} pixels", where=where)
-    if width * height > MAX_PIXELS:
-        raise UnsafeInput(f"{where}: {width} × {height} pixels is over the limit of {MAX_PIXELS}", where=where)
+    _check_size(width, height, where)
     return width, height
 
 
@@ -58,12 +54,45 @@ def decode_image(
         except ValueError as error:
             raise ShardDamaged(f"{where}: the JPEG does not decode ({error})", where=where) from error
         return out if fits and out is not None else image
-    import cv2
-
-    decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    decoded = _decode_png(data, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     if decoded is None or decoded.shape != (height, width, 3):
         raise ShardDamaged(f"{where}: the PNG does not decode", where=where)
     if fits and out is not None:
         out[:] = decoded
         return out
     return np.asarray(decoded, dtype=np.uint8)
+
+
+def decode_plane(data: bytes, dtype: type[np.uint8] | type[np.uint16], where: str) -> UInt[np.ndarray, "H W"]:
+    """A grey PNG: depth in uint16 millimetres or segmentation ids in uint8.
+
+    Raises ShardDamaged for another content, UnsafeInput above 20 Mpx.
+    """
+    width, height, depth, colour = _png_header(data, where)
+    _check_size(width, height, where)
+    decoded = _decode_png(data, cv2.IMREAD_UNCHANGED)
+    wanted = (depth, colour) == (np.dtype(dtype).itemsize * 8, 0)
+    if not wanted or decoded is None or decoded.shape != (height, width) or decoded.dtype != dtype:
+        raise ShardDamaged(f"{where}: not a grey {np.dtype(dtype).name} PNG", where=where)
+    return decoded
+
+
+def _png_header(data: bytes, where: str) -> tuple[int, int, int, int]:
+    """(width, height, bits, colour type)."""
+    if len(data) < 33 or data[:8] != _PNG_MAGIC or data[12:16] != b"IHDR":
+        raise ShardDamaged(f"{where}: not a PNG image", where=where)
+    return struct.unpack(">IIBB", data[16:26])
+
+
+def _check_size(width: int, height: int, where: str) -> None:
+    if width < 1 or height < 1:
+        raise ShardDamaged(f"{where}: an image of {width} × {height} pixels", where=where)
+    if width * height > MAX_PIXELS:
+        raise UnsafeInput(f"{where}: {width} × {height} pixels is over the limit of {MAX_PIXELS}", where=where)
+
+
+def _decode_png(data: bytes, flags: int) -> np.ndarray | None:
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error:
+        return None

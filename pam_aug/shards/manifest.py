@@ -186,7 +186,7 @@ def write_manifest(path: Path, shards: Iterable[Path]) -> int:
     return total
 
 
-_ARROW: dict[type, Any] = {str: "string", int: "int64", float: "float64", bool: "bool_"}
+_ARROW: dict[type, Any] = {str: "string", int: "int64", float: "float64", bool: "bool"}
 _CANDIDATE_COLUMNS: dict[str, type] = {
     **{"input_key": str, "index": int, "seed": int, "generator": str, "estimator": str},
     **{"err_mm": float, "pa_err_mm": float, "err_2d": float, "mask_iou": float, "failure": str},

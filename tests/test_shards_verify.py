@@ -1,0 +1,188 @@
+"""`verify` finds every flipped bit and every cut; tables round-trip; leftovers are listed, not called damage."""
+
+import math
+from pathlib import Path
+
+import cv2
+import numpy as np
+import orjson
+import pytest
+from test_shards import SIZE, make_jpeg, make_sample, png_header, write_shard
+
+from pam_aug.errors import ConfigError, ShardDamaged
+from pam_aug.schema import Candidate, Verdict
+from pam_aug.shards.manifest import (
+    Mix,
+    MixSource,
+    collect_shards,
+    read_candidates,
+    write_candidates,
+    write_manifest,
+    write_mix,
+)
+from pam_aug.shards.verify import verify
+from pam_aug.shards.writer import ShardWriter, index_path, marker_path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_shard(tmp_path / "shards" / "real-00000.tar", range(3), hands=2)
+    write_shard(tmp_path / "shards" / "syn-00000.tar", range(2), synthetic=True)
+    sources = [MixSource(name, "1/2", collect_shards(tmp_path / "shards", name, tmp_path)) for name in ("real", "syn")]
+    write_mix(tmp_path / "mix.json", Mix(tuple(sources)))
+    return tmp_path
+
+
+def messages(folder: Path) -> str:
+    return "\n".join(p.message for p in verify(folder).damaged)
+
+
+def test_a_sound_folder(folder):
+    report = verify(folder)
+    assert report.ok
+    assert (report.shards, report.samples, report.hands) == (2, 5, 8)
+    assert report.uncommitted == report.rebuilt == []
+    assert [pair[0] for pair in report.same_images] == [make_sample(n, synthetic=True).key for n in range(2)]
+    report.raise_if_damaged()
+    with pytest.raises(ConfigError):
+        verify(folder / "nowhere")
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    path = write_shard(tmp_path / "real-00000.tar", range(3))
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 97):
+        raw = bytearray(whole)
+        raw[place] ^= 1 << place % 8
+        path.write_bytes(raw)
+        report = verify(tmp_path)
+        assert [p.path for p in report.damaged] == [path], place
+    with pytest.raises(ShardDamaged, match=r"real-00000\.tar"):
+        report.raise_if_damaged()
+
+
+def test_every_cut_is_found(tmp_path):
+    path = write_shard(tmp_path / "real-00000.tar", range(3))
+    whole = path.read_bytes()
+    for size in np.linspace(0, len(whole) - 1, 500).astype(int):
+        path.write_bytes(whole[:size])
+        assert [p.path for p in verify(tmp_path).damaged] == [path], size
+
+
+def test_leftovers_are_listed_and_missing_files_are_damage(folder):
+    shards = folder / "shards"
+    (shards / ".tmp-real-00009.tar-1-ab").write_bytes(b"x")
+    (shards / "real-00009.tar").write_bytes(b"x")
+    report = verify(folder)
+    assert report.ok
+    assert [p.name for p in report.uncommitted] == [".tmp-real-00009.tar-1-ab", "real-00009.tar"]
+    (shards / "real-00000.tar").unlink()
+    text = messages(folder)
+    assert text.count("real-00000.tar is missing") == 2  # its marker and its index
+
+
+def test_markers_and_mix_must_agree_with_the_shards(folder):
+    path = folder / "shards" / "real-00000.tar"
+    good = marker_path(path).read_bytes()
+    marker = orjson.loads(good)
+    for change in ({"keys": marker["keys"][::-1]}, {"counts": {"samples": 4, "hands": 6}}, {"counts": {"samples": 3}}):
+        marker_path(path).write_bytes(orjson.dumps(marker | change))
+        assert "not those of the shard" in messages(folder)
+    for wrong in (b"", b"[]", b"{}", good.replace(b'"bytes"', b'"bites"')):
+        marker_path(path).write_bytes(wrong)
+        assert "real-00000.json" in messages(folder)
+    marker_path(path).write_bytes(orjson.dumps(marker | {"schema_version": 99}))
+    assert "schema version 99" in messages(folder)
+    for suffix in (".tar", ".json", ".idx"):
+        path.with_suffix(suffix).unlink()
+    write_shard(path, range(5, 7))
+    assert "run the mix again" in messages(folder)
+
+
+def test_the_index_is_rebuilt(folder):
+    path = index_path(folder / "shards" / "real-00000.tar")
+    good = path.read_bytes()
+    for wrong in (good[:-1], good[:64], b"", good[:200] + b"\xff" + good[201:]):
+        path.write_bytes(wrong)
+        assert "--rebuild" in messages(folder)
+        report = verify(folder, rebuild=True)
+        assert report.ok
+        assert report.rebuilt == [path]
+        assert path.read_bytes() == good
+    path.unlink()
+    assert "--rebuild" in messages(folder)
+
+
+def test_a_key_in_two_shards_is_damage(folder):
+    write_shard(folder / "shards" / "real-00001.tar", range(2, 4))
+    assert make_sample(2).key in messages(folder)
+
+
+def test_extras_are_read(tmp_path):
+    depth = cv2.imencode(".png", np.full((SIZE, SIZE), 600, np.uint16))[1].tobytes()
+    seg = cv2.imencode(".png", np.full((SIZE, SIZE), 16, np.uint8))[1].tobytes()
+    wide = cv2.imencode(".png", np.full((SIZE, SIZE + 1), 600, np.uint16))[1].tobytes()
+    bad = cv2.imencode(".png", np.full((SIZE, SIZE), 7, np.uint8))[1].tobytes()
+    for n, (extras, found) in enumerate(
+        [
+            ({"depth.png": depth, "seg.png": seg}, ""),
+            ({"depth.png": seg, "seg.png": seg}, "depth.png: not a grey uint16 PNG"),
+            ({"depth.png": depth, "seg.png": bad}, "name nothing"),
+            ({"depth.png": b"", "seg.png": seg}, "depth.png: not a PNG"),
+            ({"depth.png": png_header(60_000, 60_000, depth=16), "seg.png": seg}, "over the limit"),
+            ({"depth.png": depth[:-30], "seg.png": seg}, "depth.png: not a grey uint16 PNG"),
+            ({"depth.png": wide, "seg.png": seg}, "another size"),
+        ]
+    ):
+        with ShardWriter(tmp_path / str(n) / "real-00000.tar", "real") as shard:
+            shard.add(make_sample(0), make_jpeg(0), extras=extras)
+        text = messages(tmp_path / str(n))
+        assert (found in text) if found else text == ""
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def test_candidates_round_trip_with_infinities(tmp_path):
+    rows = [
+        Candidate("demo/s/q/c/1", 0, 2**62 + 1, "rendered", "simplehand", 12.5, 6.25, 0.1, 0.9),
+        Candidate(
+            *("demo/s/q/c/1", 1, 5, "rendered", "simplehand", math.inf, math.inf, math.inf, 0.0),
+            failure="no hand",
+            verdict=Verdict(False, "worst quarter"),
+        ),
+    ]
+    path = tmp_path / "candidates" / "00012.parquet"
+    write_candidates(path, rows)
+    assert read_candidates(path) == rows
+    first = path.read_bytes()
+    write_candidates(path, rows)
+    assert path.read_bytes() == first
+    write_candidates(path, [])
+    assert read_candidates(path) == []
+    path.write_bytes(first[:-20])
+    with pytest.raises(ShardDamaged, match=r"00012\.parquet"):
+        read_candidates(path)
+    with pytest.raises(ShardDamaged):
+        read_candidates(tmp_path / "none.parquet")
+
+
+def test_the_manifest_has_a_row_per_sample(folder):
+    import hashlib
+
+    import pyarrow.parquet as pq
+
+    shards = sorted((folder / "shards").glob("*.tar"))
+    assert write_manifest(folder / "manifest.parquet", shards) == 5
+    rows = pq.ParquetFile(folder / "manifest.parquet").read().to_pylist()
+    assert [(r["shard"], r["index"]) for r in rows] == [("real-00000.tar", n) for n in range(3)] + [
+        ("syn-00000.tar", n) for n in range(2)
+    ]
+    assert rows[1]["image_sha256"] == hashlib.sha256(make_jpeg(1)).hexdigest()
+    assert (rows[1]["sides"], rows[1]["hands"], rows[4]["synthetic"], rows[4]["err_mm"]) == ("left,right", 2, True, -1)
+    (folder / "shards" / "syn-00000.tar").write_bytes(b"")
+    before = (folder / "manifest.parquet").read_bytes()
+    with pytest.raises(ShardDamaged):
+        write_manifest(folder / "manifest.parquet", shards)
+    assert (folder / "manifest.parquet").read_bytes() == before
+    assert not list(folder.glob(".tmp-*"))
