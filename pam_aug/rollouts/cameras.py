@@ -22,7 +22,7 @@ __all__ = ["CameraRanges", "look_at", "sample_camera"]
 class CameraRanges:
     """What cameras are drawn from. Pairs are (low, high), uniform.
 
-    `fov_deg` is the field of view across the image's width; `fill` the share of the shorter image side that the framed
+    `fov_deg` is the field of view across the longer image side; `fill` the share of the shorter image side that the framed
     points' box takes at its longer side; `off_centre` how far the box's centre may sit from the image's, as a share of
     what room is left; `max_hidden` the share of joints that something may stand in front of; `max_behind` the cosine
     between forearm and the line from wrist to camera, above which the camera stands behind the arm (1: anywhere).
@@ -121,7 +121,7 @@ def _draw(rng: np.random.Generator, frame_m: np.ndarray, ranges: CameraRanges, u
     around = np.cos(azimuth) * side + np.sin(azimuth) * np.cross(up, side)
     direction = z * up + np.sqrt(max(1.0 - z * z, 0.0)) * around
     roll = np.radians(rng.uniform(*ranges.roll_deg))
-    focal = 0.5 * ranges.width / np.tan(0.5 * np.radians(rng.uniform(*ranges.fov_deg)))
+    focal = 0.5 * max(ranges.width, ranges.height) / np.tan(0.5 * np.radians(rng.uniform(*ranges.fov_deg)))
     size = rng.uniform(*ranges.fill) * min(ranges.width, ranges.height)
     shift = rng.uniform(-1.0, 1.0, 2) * ranges.off_centre
 
