@@ -191,7 +191,7 @@ def _overrides(values: dict[str, Any], set_: list[str] | None) -> list[str]:
 def main() -> None:
     """Entry point of `pam-aug`: errors of ours become one message and their exit code, an interrupt 130."""
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except PamAugError as error:
         _stop(str(error), error.exit_code)
     except typer.Abort:
@@ -201,12 +201,12 @@ def main() -> None:
     except BrokenPipeError:
         sys.exit(0)
     except Exception as error:
-        import click
-
-        if isinstance(error, click.ClickException):
-            error.show()
-            sys.exit(error.exit_code)
-        raise
+        # A usage error, by its form: some versions of typer carry their own copy of click's classes.
+        if not (hasattr(error, "show") and hasattr(error, "exit_code")):
+            raise
+        error.show()  # type: ignore[attr-defined]
+        sys.exit(error.exit_code)  # type: ignore[attr-defined]
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _stop(message: str, code: int) -> None:

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -49,6 +50,32 @@ class Report:
     def ok(self) -> bool:
         """Whether nothing is damaged."""
         return not self.damaged
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return {
+            "shards": self.shards,
+            "samples": self.samples,
+            "hands": self.hands,
+            "damaged": [{"path": str(p.path), "message": p.message} for p in self.damaged],
+            "uncommitted": [str(p) for p in self.uncommitted],
+            "rebuilt": [str(p) for p in self.rebuilt],
+            "same_images": [list(pair) for pair in self.same_images],
+        }
+
+    def as_text(self) -> str:
+        """What a person reads: counts, then every damaged file, then what is worth a look."""
+        lines = [
+            f"{self.shards} shards, {self.samples} samples, {self.hands} hands: " + ("whole" if self.ok else "DAMAGED")
+        ]
+        lines += [f"damaged      {p.message}" for p in self.damaged]
+        lines += [
+            f"uncommitted  {path} (left by a stopped build; the same build command replaces it)"
+            for path in self.uncommitted
+        ]
+        lines += [f"rebuilt      {path}" for path in self.rebuilt]
+        lines += [f"same image   {key} and {first}" for key, first in self.same_images]
+        return "\n".join(lines)
 
     def raise_if_damaged(self) -> None:
         """Raises ShardDamaged that names every damaged file."""
