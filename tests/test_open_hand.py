@@ -66,6 +66,40 @@ def winding_number(points, v, f):
     return 2 * np.arctan2(np.einsum("pfi,pfi->pf", a, np.cross(b, c)), below).sum(1) / (4 * np.pi)
 
 
+def count_edges_through_faces(v, f):
+    """Edges that pass through a face that they do not touch (Moeller and Trumbore, 1997)."""
+    edges = np.unique(np.sort(directed_edges(f), axis=1), axis=0)
+    a, u, w = v[f[:, 0]], v[f[:, 1]] - v[f[:, 0]], v[f[:, 2]] - v[f[:, 0]]
+    found = 0
+    for part in np.array_split(edges, 12):
+        step = (v[part[:, 1]] - v[part[:, 0]])[:, None]
+        across = np.cross(step, w)
+        scale = np.einsum("efi,fi->ef", across, u)
+        scale = np.where(scale == 0, np.inf, scale)
+        away = v[part[:, 0]][:, None] - a
+        turned = np.cross(away, u)
+        x = np.einsum("efi,efi->ef", away, across) / scale
+        y = np.einsum("eki,efi->ef", step, turned) / scale
+        t = np.einsum("fi,efi->ef", w, turned) / scale
+        hit = (x > 0) & (y > 0) & (x + y < 1) & (t > 0) & (t < 1)
+        touches = (f[None, :, :, None] == part[:, None, None, :]).any(axis=(2, 3))
+        found += int((hit & ~touches).sum())
+    return found
+
+
+def turned_inside_out(hand, turns, v):
+    """Number of faces whose normal points against the one that the blended bones carry along."""
+    f = hand["f"]
+    rest = hand["v_template"].astype(float)
+    local = np.stack([turns.get(k, Rotation.identity()).as_matrix() for k in range(16)])
+    chain = []
+    for k, parent in enumerate(hand["parents"]):
+        chain.append(local[k] if k == 0 else chain[parent] @ local[k])
+    carried = np.einsum("fk,kij->fij", hand["weights"].astype(float)[f].mean(1), np.stack(chain))
+    before, after = (np.cross(p[f[:, 1]] - p[f[:, 0]], p[f[:, 2]] - p[f[:, 0]]) for p in (rest, v))
+    return int((np.einsum("fi,fij,fj->f", after, carried, before) < 0).sum())
+
+
 def directed_edges(f):
     return np.concatenate([f[:, [0, 1]], f[:, [1, 2]], f[:, [2, 0]]])
 
@@ -123,6 +157,18 @@ def test_triangles_are_well_shaped(hand):
     quality = 4 * np.sqrt(3) * area / sum((s**2).sum(1) for s in sides)
     assert quality.min() > 0.12
     assert np.median(quality) > 0.75
+
+
+def test_the_rest_pose_does_not_cut_itself(hand):
+    assert count_edges_through_faces(hand["v_template"].astype(float), closed(hand)) == 0
+
+
+def test_the_mean_pose_only_creases(hand):
+    """The thumb comes in from its spread rest: the web may fold onto itself, fingers may not meet."""
+    turns = {k + 1: Rotation.from_rotvec(r) for k, r in enumerate(hand["hands_mean"].reshape(15, 3))}
+    v, _ = skin(hand, turns)
+    assert count_edges_through_faces(v, closed(hand)) <= 10
+    assert turned_inside_out(hand, turns, v) <= 5
 
 
 def test_weights_and_regressor_rows(hand):
@@ -227,7 +273,20 @@ def test_a_right_angle_does_not_collapse_a_finger(hand, name, step):
         return 0.5 * np.linalg.norm(np.cross(loop[:-1], loop[1:]).sum(0))
 
     assert section(bent, half) > 0.85 * section(rest, bone_in)
+    assert turned_inside_out(hand, turn, bent) == 0
     assert 0.96 < volume(bent, f) / volume(rest, f) < 1.04
+
+
+def test_a_fist_keeps_its_volume(hand):
+    turns = {}
+    for root in (1, 4, 7, 10):
+        for step, degrees in enumerate((80, 90, 60)):
+            turns |= flex(hand, root + step, degrees)
+    bent, _ = skin(hand, turns)
+    plain, _ = skin(hand, turns, correct=False)
+    rest = volume(hand["v_template"].astype(float), closed(hand))
+    assert 0.90 < volume(bent, closed(hand)) / rest < 1.05
+    assert volume(plain, closed(hand)) < volume(bent, closed(hand))
 
 
 def test_shapes_mean_what_they_say(hand):

@@ -18,7 +18,8 @@ FINGERS_BY_COLUMN = ("index", "middle", "ring", "little")  # from the thumb's si
 PALM_ROWS = 14  # row 0 holds the finger bases, row 14 the wrist loop
 _DROPPED = {8: (6,), 9: (6,), **dict.fromkeys(range(10, 14), (6, 16)), 14: (6, 16, 2, 12)}
 _THUMB_ROWS = (4, 7)
-_KNUCKLE_ROWS, _STIFF_KNUCKLES = 4, 1.6
+_KNUCKLE_ROW = 3  # the palm row over the knuckles' summits
+_RIM_U, _RIM_LEAN = 0.022, 0.013  # where the thumb leaves the palm, metres along it, and how much that line leans
 _WEB_MM = {"index": 20.0, "middle": 21.0, "ring": 20.0, "little": 15.5}
 # Ring positions as (joint, offset mm): joint 0 is the MCP, 1 the PIP, 2 the DIP, 3 the tip.
 _FINGER_RINGS = (
@@ -35,12 +36,14 @@ _FINGER_RINGS = (
     (3, -4.0),
     (3, -0.75),
 )
+# The web beside the ring finger reaches further along the little finger than its outer side: its first rings lean.
+_LEAN_MM = {("little", 0): 3.5, ("little", 1): 1.5, ("little", 2): 0.5}
 _LITTLE_RINGS = (
-    (0, 23.0),
-    (1, -6.5),
-    (1, -2.6),
-    (1, 1.2),
-    (1, 5.4),
+    (0, 23.5),
+    (1, -5.8),
+    (1, -1.8),
+    (1, 1.7),
+    (1, 5.7),
     (2, -8.8),
     (2, -4.0),
     (2, 0.2),
@@ -82,11 +85,7 @@ class Mesh:
     fixed: set[int] = field(default_factory=set)
     poles: dict[str, list[int]] = field(default_factory=dict)
     wrist: list[int] = field(default_factory=list)
-    row: dict[int, int] = field(default_factory=dict)  # palm row of a vertex
-
-    def near_knuckles(self, i: int) -> bool:
-        """Whether a vertex stands in the palm rows over which the knuckles bend."""
-        return self.row.get(i, PALM_ROWS) <= _KNUCKLE_ROWS
+    anchor: dict[int, float] = field(default_factory=dict)  # how firmly a vertex keeps to its first guess
 
     def add(self, points: Float[np.ndarray, "n 3"], owner: str, fixed: bool = False) -> list[int]:
         ids = list(range(len(self.points), len(self.points) + len(points)))
@@ -148,6 +147,40 @@ def _palm_start(digits: dict[str, Digit], tubes: dict[str, Tube]) -> Float[np.nd
     return ring
 
 
+def _knuckle_ring(digits: dict[str, Digit]) -> Float[np.ndarray, "20 3"]:
+    """Twenty points around the knuckles: odd columns over and under the joints, even ones between them."""
+    ring = np.zeros((20, 3))
+    for j, name in enumerate(FINGERS_BY_COLUMN):
+        d = digits[name]
+        over, under = d.to_world(np.array([[-0.001, 0.0, 0.011], [0.004, 0.0, -0.015]]))
+        side = d.axes[1] * 0.0105
+        for column, weight, shift in ((2 * j, 0.5, side), (2 * j + 1, 1.0, 0 * side), (2 * j + 2, 0.5, -side)):
+            weight = 1.0 if column in (0, 8) else weight
+            ring[column] += weight * (over + shift)
+            ring[18 - column] += weight * (under + shift)
+        if j in (0, 3):
+            ring[19 if j == 0 else 9] = d.points[0] + side * (1.25 if j == 0 else -1.25) - 0.002 * d.axes[2]
+    return ring
+
+
+def _palm_row(guides: tuple[Float[np.ndarray, "20 3"], ...], r: int) -> Float[np.ndarray, "20 3"]:
+    """First guess of palm row r: from the finger bases over the knuckles to the wrist."""
+    start, knuckles, stop = guides
+    if r <= _KNUCKLE_ROW:
+        return start + (knuckles - start) * r / _KNUCKLE_ROW
+    return knuckles + (stop - knuckles) * (r - _KNUCKLE_ROW) / (PALM_ROWS - _KNUCKLE_ROW)
+
+
+def _anchor_strength(r: int, column: int) -> float:
+    """How firmly a palm vertex keeps to its guide: the columns follow the bones on the back of the hand and near the
+    knuckles."""
+    if r in (0, PALM_ROWS) or column in (0, 9, 17, 18, 19):
+        return 0.0
+    if column <= 8:
+        return 0.5 if r <= 6 else 0.25
+    return 0.4 if r <= 4 else 0.0
+
+
 def _wrist_virtual() -> Float[np.ndarray, "20 3"]:
     """Twenty points around the wrist that correspond to the palm's columns."""
     angles = np.radians(np.concatenate([np.linspace(28, 152, 9), [180], np.linspace(208, 332, 9), [360]]))
@@ -157,13 +190,13 @@ def _wrist_virtual() -> Float[np.ndarray, "20 3"]:
 def build_mesh(digits: dict[str, Digit], tubes: dict[str, Tube], fields: dict[str, Field]) -> Mesh:
     """The connected mesh with first-guess positions."""
     mesh = Mesh()
-    start, stop = _palm_start(digits, tubes), _wrist_virtual()
+    guides = _palm_start(digits, tubes), _knuckle_ring(digits), _wrist_virtual()
     rows: list[dict[int, int]] = []
     for r in range(PALM_ROWS + 1):
         keep = [i for i in range(20) if i not in _DROPPED.get(r, ())]
-        ids = mesh.add((start + (stop - start) * r / PALM_ROWS)[keep], "all")
+        ids = mesh.add(_palm_row(guides, r)[keep], "all")
+        mesh.anchor.update({i: a for c, i in zip(keep, ids, strict=True) if (a := _anchor_strength(r, c)) > 0})
         rows.append(dict(zip(keep, ids, strict=True)))
-        mesh.row.update(dict.fromkeys(ids, r))
     mesh.wrist = list(rows[-1].values())
     low, high = _THUMB_ROWS
     for r in range(PALM_ROWS):
@@ -184,15 +217,17 @@ def build_mesh(digits: dict[str, Digit], tubes: dict[str, Tube], fields: dict[st
         spec = _LITTLE_RINGS if name == "little" else _FINGER_RINGS
         for n, (joint, offset) in enumerate(spec):
             u = digits[name].joint_u[joint] + offset * 1e-3
-            inner = mesh.add(_ring(tubes[name], u, angles), name, fixed=n > 0)
+            lean = _LEAN_MM.get((name, n), 0.0) * 1e-3 * np.cos(np.radians(angles))
+            points = _ring(tubes[name], u, angles) + lean[:, None] * digits[name].axes[0]
+            inner = mesh.add(points, name, fixed=n > 0)
             mesh.join(ring, inner)
             ring = inner
         tip = digits[name].to_world(np.array([[digits[name].joint_u[3], 0.0, digits[name].joint_b[3]]]))
         pole = mesh.add(tip, name, fixed=True)[0]
         mesh.quads += [(ring[(k - 1) % 8], ring[k], ring[k + 1], pole) for k in (0, 2, 4, 6)]
-        # sides first: the ids next to the pole's lie across the pad
+        # beside the pole: the neighbour on the pad, then the one under the nail's edge
         mesh.poles[name] = [pole, ring[5], ring[1]]
-    _add_thumb(mesh, digits["thumb"], tubes["thumb"], rows)
+    _add_thumb(mesh, digits["thumb"], tubes["thumb"], rows, digits["index"].points[0])
     return _without_orphans(mesh)
 
 
@@ -213,12 +248,23 @@ def _join_narrower(mesh: Mesh, a: dict[int, int], b: dict[int, int]) -> None:
             mesh.quads.append((a[k], a[nxt], b[nxt], b[k]))
 
 
-def _add_thumb(mesh: Mesh, digit: Digit, tube: Tube, rows: list[dict[int, int]]) -> None:
+def _add_thumb(
+    mesh: Mesh, digit: Digit, tube: Tube, rows: list[dict[int, int]], web_side: Float[np.ndarray, "3"]
+) -> None:
     low, high = _THUMB_ROWS
     columns = (17, 18, 19, 0)
     ring = [rows[low][c] for c in columns] + [rows[r][0] for r in range(low + 1, high)]
     ring += [rows[high][c] for c in columns[::-1]] + [rows[r][17] for r in range(high - 1, low, -1)]
     around = digit.to_local(np.array(mesh.points)[ring])
+    # the ball's rim leans: far along the thumb in the web, near the wrist on the outer side
+    inwards = digit.to_local(web_side[None])[0, 1:]
+    section = around[:, 1:] - around[:, 1:].mean(axis=0)
+    section /= np.linalg.norm(section, axis=1, keepdims=True)
+    lean = section @ inwards / np.linalg.norm(inwards)
+    rim = np.column_stack([_RIM_U + _RIM_LEAN * lean, 0.017 * section])
+    for i, place in zip(ring, digit.to_world(rim), strict=True):
+        mesh.points[i] = place
+        mesh.anchor[i] = 0.2
     turn = np.arctan2(around[:, 2] - around[:, 2].mean(), around[:, 1] - around[:, 1].mean())
     sign = np.sign(np.sum((np.diff(turn, append=turn[:1]) + np.pi) % (2 * np.pi) - np.pi))
     for n, (joint, offset) in enumerate(_THUMB_RINGS):
@@ -249,7 +295,7 @@ def _without_orphans(mesh: Mesh) -> Mesh:
         fixed={new[i] for i in mesh.fixed},
         poles={name: [new[i] for i in ids] for name, ids in mesh.poles.items()},
         wrist=[new[i] for i in mesh.wrist],
-        row={new[i]: r for i, r in mesh.row.items() if i in new},
+        anchor={new[i]: a for i, a in mesh.anchor.items() if i in new},
     )
 
 
@@ -265,10 +311,8 @@ def relax(mesh: Mesh, fields: dict[str, Field], rounds: int = 120) -> Float[np.n
     owners = {name: np.array([i for i, o in enumerate(mesh.owner) if o == name]) for name in sorted(set(mesh.owner))}
     free = np.array([i not in mesh.fixed for i in range(len(v))])
     wrist = np.array(mesh.wrist)
-    # stiffer edges end up shorter: rows crowd at the knuckles, where the palm bends
-    stiffness = np.array(
-        [_STIFF_KNUCKLES if mesh.near_knuckles(int(i)) and mesh.near_knuckles(int(j)) else 1.0 for i, j in edges]
-    )
+    home, hold = v.copy(), np.zeros(len(v))
+    hold[list(mesh.anchor)] = list(mesh.anchor.values())
     on_loop = np.isin(edges, wrist).all(axis=1)
     touches_loop = np.isin(edges[:, 0], wrist) | np.isin(edges[:, 1], wrist)
     for n in range(rounds):
@@ -276,9 +320,9 @@ def relax(mesh: Mesh, fields: dict[str, Field], rounds: int = 120) -> Float[np.n
         for ends, mask in ((edges, np.ones(len(edges), bool)), (edges[:, ::-1], np.ones(len(edges), bool))):
             # a loop vertex listens to its loop alone
             keep = mask & (~np.isin(ends[:, 0], wrist) | on_loop | ~touches_loop)
-            np.add.at(total, ends[keep, 0], v[ends[keep, 1]] * stiffness[keep, None])
-            np.add.at(count, ends[keep, 0], stiffness[keep])
-        pull = total / count[:, None] - v
+            np.add.at(total, ends[keep, 0], v[ends[keep, 1]])
+            np.add.at(count, ends[keep, 0], 1)
+        pull = (1 - hold[:, None]) * (total / count[:, None] - v) + hold[:, None] * (home - v)
         v = v + 0.6 * pull * free[:, None]
         for _ in range(3 if n in (0, rounds - 1) else 1):
             for name, ids in owners.items():

@@ -42,7 +42,7 @@ def sample_poses(digits: dict[str, Digit], count: int = 6000, seed: int = 20) ->
     steps = rng.normal(0, 0.10, (count, 3))
     own = np.stack([-steps[:, 0], np.zeros(count), steps[:, 1], steps[:, 1] + steps[:, 2]], axis=1)
     own[:, 0] += rng.normal(0, 0.10, count)
-    trade = rng.normal(0, 18, count)  # knuckles flex while end joints extend (a flat pinch), or the reverse (a hook)
+    trade = rng.normal(0, 16, count)  # knuckles flex while end joints extend (a flat pinch), or the reverse (a hook)
     spread = rng.normal(1, 5, count) * np.clip(1.2 - close, 0.1, 1.3)
     angles = {}
     for j, name in enumerate(fingers):

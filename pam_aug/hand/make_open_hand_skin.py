@@ -10,11 +10,9 @@ from scipy.spatial.transform import Rotation
 
 from pam_aug.hand.make_open_hand_skeleton import DIGITS, PARENTS, Digit, rest_joints
 
-_BEND_MM = {
-    "base": 10.5,
-    "mid": 8.0,
-    "end": 6.5,
-}  # half lengths of the zones over which skin follows from one bone to the next
+# half lengths of the zones over which skin follows from one bone to the next
+_BEND_MM = {"base": 11.0, "mid": 11.0, "end": 9.0, "thumb": 12.5}
+_KNUCKLE_LIFT = 0.0025  # how far the skin over a knuckle rises at a right angle, metres
 
 
 def _smoothstep(x: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
@@ -62,17 +60,43 @@ def skin_weights(
         weights[:, first + 1] = member[:, k] * past[0] * past[1] * (1 - past[2])
         weights[:, first + 2] = member[:, k] * past[0] * past[1] * past[2]
     thumb, (u, a, b) = digits["thumb"], local["thumb"].T
-    own = np.array([o == "thumb" for o in owner])
+    share = _thumb_share(v, faces, owner, digits, local)
     radial = np.hypot(a, b - np.interp(u, thumb.joint_u, thumb.joint_b))
-    share = _smoothstep((0.038 - radial) / 0.026) * _smoothstep((u + 0.010) / 0.036)
-    share = np.where(own, _smoothstep((u + 0.010) / 0.036), share)
-    bend = [_smoothstep((u - thumb.joint_u[j]) / 0.019 + 0.5) * share for j in (1, 2)]
-    bend = [np.where(radial < 0.018, x, 0.0) for x in bend]
+    bend = [_smoothstep((u - thumb.joint_u[j]) / (2e-3 * _BEND_MM["thumb"]) + 0.5) * share for j in (1, 2)]
+    bend = [x * _smoothstep((0.026 - radial) / 0.012) for x in bend]
     thumb_weights = np.stack([share - bend[0], bend[0] - bend[1], bend[1]], axis=1)
     weights *= (1 - share)[:, None]
     weights[:, 13:] = thumb_weights
     weights[:, 0] = 1 - weights[:, 1:].sum(1)
     return _finish_weights(weights, faces, owner)
+
+
+def _thumb_share(
+    v: Float[np.ndarray, "v 3"],
+    faces: Int[np.ndarray, "f 3"],
+    owner: list[str],
+    digits: dict[str, Digit],
+    local: dict[str, Float[np.ndarray, "v 3"]],
+) -> Float[np.ndarray, "v"]:
+    """How much of each vertex follows the thumb's bones: 1 on the free thumb, 0 beyond the ball and the web.
+
+    In between the share is the smoothest one that meets both (least bending on the mesh): the thumb swings so far that
+    a narrower blend would fold the web.
+    """
+    own = np.array([o == "thumb" for o in owner])
+    # in the web the free thumb begins later than on its outer side
+    inwards = digits["thumb"].to_local(digits["index"].points[:1])[0, 1:]
+    lean = np.clip(local["thumb"][:, 1:] @ inwards / np.linalg.norm(inwards) / 0.010, -1, 1)
+    fixed_one = own & (local["thumb"][:, 0] > 0.036 + 0.012 * lean)
+    ulnar = local["middle"][:, 1] < np.where(local["middle"][:, 2] > 0, 0.010, -0.002)
+    far = ulnar | (v[:, 0] > 0.086) | (local["index"][:, 0] > 0.004)
+    far |= np.array([o not in ("all", "thumb") for o in owner])
+    free = ~(fixed_one | (far & ~own))
+    step = _adjacency(faces, len(v)) - np.eye(len(v))
+    bending = step.T @ step
+    share = fixed_one.astype(float)
+    share[free] = np.linalg.solve(bending[np.ix_(free, free)], -bending[np.ix_(free, ~free)] @ share[~free])
+    return np.clip(share, 0, 1)
 
 
 def _finish_weights(
@@ -120,6 +144,14 @@ def _subtree(k: int) -> list[int]:
     return members
 
 
+def _ancestors(k: int) -> list[int]:
+    chain = []
+    while PARENTS[k] >= 0:
+        k = int(PARENTS[k])
+        chain.append(k)
+    return chain
+
+
 def joint_frame(digits: dict[str, Digit], k: int) -> Float[np.ndarray, "3 3"]:
     """Rows: axis of flexion (positive towards the palm), of abduction (towards the thumb's side, +), of twist, for
     joint k >= 1."""
@@ -149,58 +181,52 @@ def pose_correctives(
     for k in range(1, 16):
         share = weights[:, _subtree(k)].sum(1)
         near = np.flatnonzero((share > 1e-4) & (share < 1 - 1e-4))
+        # only the blend with the bones that carry this joint is its own; skin shared with a neighbour mostly moves
+        # along
+        carried = weights[:, _ancestors(k)].sum(1)[near] / (1 - share[near])
         frame = joint_frame(digits, k)
         base, w = joints[k], share[near, None]
         arm = v[near] - base
         level = arm @ frame[2]
-        # `under` grows towards the palm: there, flesh pressed by the bend swells
-        under = np.clip(-(arm @ np.cross(frame[2], frame[0])) * _palm_sign(digits, k), 0, None)
+        palmar = -digits[DIGITS[(k - 1) // 3]].axes[2]
+        palmar = palmar - frame[2] * (palmar @ frame[2])
+        under = np.clip(arm @ palmar, 0, None)
+        if k in (1, 4, 7, 10):
+            across = arm @ frame[0]
+            lift = _KNUCKLE_LIFT * np.exp(-((level / 0.008) ** 2) - (across / 0.006) ** 2) * (arm @ palmar < -0.004)
+        else:
+            lift = np.zeros(len(near))
         samples, offsets = [], []
         for turn, weight in _sample_turns(k, frame):
-            matrix = turn.as_matrix()
-            vector = turn.as_rotvec()
-            goal = base + np.stack(
-                [Rotation.from_rotvec(s * vector).apply(x) for s, x in zip(w[:, 0], arm, strict=True)]
-            )
-            angle = max(float(vector @ frame[0]), 0.0)
-            bulge = 0.10 * (1 - np.cos(angle)) * under * np.exp(-(((np.abs(level) - 0.008) / 0.006) ** 2))
-            goal = goal + bulge[:, None] * _bulge_direction(w, vector, frame, digits, k)
+            matrix, vector = turn.as_matrix(), turn.as_rotvec()
+            shared = Rotation.from_rotvec(w * vector)
+            # flesh under the bend swells away from the bone; the knuckle's bone shows on its back
+            bent = 1 - np.cos(max(float(vector @ frame[0]), 0.0))
+            bulge = 0.08 * bent * under * np.exp(-(((np.abs(level) - 0.008) / 0.006) ** 2)) - bent * lift
+            goal = base + shared.apply(arm + bulge[:, None] * palmar)
             blend = (1 - w[:, :, None]) * np.eye(3) + w[:, :, None] * matrix
             # invert this joint's linear blend to find where the rest vertex should have been
             rest = base + np.linalg.solve(blend, (goal - base)[:, :, None])[:, :, 0]
             samples.append((matrix - np.eye(3)).ravel() * weight)
-            offsets.append((rest - v[near]) * weight)
+            offsets.append((rest - v[near]) * carried[:, None] * weight)
         a, y = np.array(samples), np.array(offsets).reshape(len(samples), -1)
         solution = np.linalg.solve(a.T @ a + 0.02 * np.eye(9), a.T @ y)
         out[near, :, 9 * (k - 1) : 9 * k] = solution.reshape(9, len(near), 3).transpose(1, 2, 0)
     return out
 
 
-def _palm_sign(digits: dict[str, Digit], k: int) -> float:
-    frame = joint_frame(digits, k)
-    return float(np.sign(np.cross(frame[2], frame[0]) @ digits[DIGITS[(k - 1) // 3]].axes[2]))
-
-
-def _bulge_direction(
-    w: Float[np.ndarray, "n 1"],
-    vector: Float[np.ndarray, "3"],
-    frame: Float[np.ndarray, "3 3"],
-    digits: dict[str, Digit],
-    k: int,
-) -> Float[np.ndarray, "n 3"]:
-    """Away from the bone on the palmar side, turned with the vertex."""
-    palmar = -digits[DIGITS[(k - 1) // 3]].axes[2]
-    palmar = palmar - frame[2] * (palmar @ frame[2])
-    return np.stack([Rotation.from_rotvec(s * vector).apply(palmar) for s in w[:, 0]])
-
-
 def _sample_turns(k: int, frame: Float[np.ndarray, "3 3"]) -> list[tuple[Rotation, float]]:
     """Turns of one joint over its range with their weights in the fit."""
-    base = (k - 1) % 3 == 0
+    if k == 13:  # the thumb's saddle joint swings and turns rather than folds
+        grid = ((-30, 0, 30, 50), (-50, -25, 0, 25, 50), (-50, -25, 0, 25, 50))
+    elif (k - 1) % 3 == 0:
+        grid = ((-20, 20, 45, 70, 90, 105), (-20, 0, 20), (-12, 0, 12))
+    else:
+        grid = ((-20, 20, 45, 70, 90, 105), (-6, 0, 6), (-12, 0, 12))
     turns = []
-    for flexion in (-20, 20, 45, 70, 90, 105):
-        for abduction in (-20, 0, 20) if base else (-6, 0, 6):
-            for twist in (-12, 0, 12):
+    for flexion in grid[0]:
+        for abduction in grid[1]:
+            for twist in grid[2]:
                 vector = (
                     np.radians(flexion) * frame[0] + np.radians(abduction) * frame[1] + np.radians(twist) * frame[2]
                 )

@@ -75,8 +75,8 @@ _BREADTH = {
     "ring": (9.7, 9.2, 9.6, 8.5, 8.3, 7.9),
     "little": (8.8, 8.1, 8.5, 7.4, 7.3, 6.9),
 }
-_DORSAL = (8.7, 7.8, 8.6, 7.1, 6.9, 5.9)
-_PALMAR = (10.2, 9.4, 8.4, 8.6, 7.2, 7.8)
+_DORSAL = (8.7, 7.6, 8.9, 6.9, 7.0, 5.6)
+_PALMAR = (10.4, 9.9, 8.1, 9.0, 6.9, 8.1)
 
 
 def finger_tube(digit: Digit) -> Tube:
@@ -106,7 +106,7 @@ def finger_tube(digit: Digit) -> Tube:
     profile = profile_from(
         u, spread(breadth), spread(np.array(_DORSAL) * scale), spread(np.array(_PALMAR) * scale), list(heights)
     )
-    cap = 9.5e-3 * scale
+    cap = 11.5e-3 * scale
     return Tube(digit.points[0], digit.axes, profile, (0.004, 0.010), (digit.joint_u[3] - cap, cap), 2.25)
 
 
@@ -129,6 +129,7 @@ def thumb_tube(digit: Digit) -> Tube:
 def palm_field(digits: dict[str, Digit]) -> Field:
     """Metacarpals, carpus, wrist, the balls of thumb and little finger, and the skin between thumb and index."""
     tubes: list[tuple[Tube, float]] = []
+    knuckles: list[Tube] = []  # the heads of the metacarpals, and between them the valleys on the back of the hand
     half_mm = {"index": 12.2, "middle": 12.0, "ring": 11.4, "little": 11.2}
     palmar_mm = {"index": 15.3, "middle": 15.8, "ring": 15.2, "little": 13.2}
     beyond_mm = {
@@ -154,11 +155,12 @@ def palm_field(digits: dict[str, Digit]) -> Field:
         pad = palmar_mm[name]
         profile = profile_from(
             u,
-            [11, 10.5, half, half, half - 0.7, half - 1.7],
-            [9.5, 8.3, 8.4, 10.6, 9.2, 7.6],
+            [11, 10.5, half - 0.6, half - 1.0, half - 1.2, half - 1.9],
+            [9.5, 8.6, 8.2, 8.0, 7.6, 7.0],
             [14, 12.0, pad - 2.0, pad - 0.5, pad, pad - 3.5],
             [0, 0, 0, 0, 0, -0.5],
         )
+        knuckles.append(ellipsoid(list(base + 0.0022 * dorsal), along, dorsal, [11.0, 7.5, 8.2]))
         tubes.append(
             (Tube(origin, axes, profile, (0.0, 0.016), ((length + 0.4 * reach) * 1e-3, 0.8 * reach * 1e-3), 2.2), 0.007)
         )
@@ -175,8 +177,9 @@ def palm_field(digits: dict[str, Digit]) -> Field:
     thenar_along = thumb.points[1] - thumb.points[0] + np.array([-0.006, 0.0, 0.0])
     thenar = ellipsoid([0.0565, -0.0130, 0.0330], thenar_along, up, [32, 18, 14.5])
     hypothenar = ellipsoid([0.0600, -0.0085, -0.0215], np.array([-1.0, 0.0, -0.16]), up, [38, 13.5, 15.5])
-    web = ellipsoid([0.0385, -0.0045, 0.0355], np.array([-0.9, 0.15, 0.15]), up, [26, 15, 8.5])
+    web = ellipsoid([0.0345, -0.0045, 0.0385], np.array([-0.75, 0.25, -0.30]), up, [22, 15.5, 8.0])
     tubes += [(hypothenar, 0.012), (thenar, 0.012), (web, 0.012), (wrist, 0.022)]
+    tubes += [(knuckle, 0.004) for knuckle in knuckles]
 
     def field(points_m: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
         value = tubes[0][0](points_m)
@@ -196,14 +199,14 @@ def hand_fields(digits: dict[str, Digit]) -> dict[str, Field]:
     tubes = {name: thumb_tube(d) if name == "thumb" else finger_tube(d) for name, d in digits.items()}
 
     def digit_field(name: str) -> Field:
-        blend = 0.016 if name == "thumb" else 0.008
+        blend = 0.024 if name == "thumb" else 0.008
         return lambda p: smooth_min(palm(p), tubes[name](p), blend)
 
     fields = {name: digit_field(name) for name in digits}
 
     def whole(points_m: Float[np.ndarray, "n 3"]) -> Float[np.ndarray, "n"]:
         value = palm(points_m)
-        joined = [smooth_min(value, tubes[n](points_m), 0.016 if n == "thumb" else 0.008) for n in digits]
+        joined = [smooth_min(value, tubes[n](points_m), 0.024 if n == "thumb" else 0.008) for n in digits]
         total = joined[0]
         for other in joined[1:]:
             total = smooth_min(total, other, 0.005)
