@@ -1,6 +1,9 @@
 """`verify` finds every flipped bit and every cut; tables round-trip; leftovers are listed, not called damage."""
 
 import math
+import os
+import signal
+import time
 from pathlib import Path
 
 import cv2
@@ -9,7 +12,7 @@ import orjson
 import pytest
 from test_shards import SIZE, make_jpeg, make_sample, png_header, write_shard
 
-from pam_aug.errors import ConfigError, ShardDamaged
+from pam_aug.errors import ConfigError, PamAugError, ShardDamaged
 from pam_aug.schema import Candidate, Verdict
 from pam_aug.shards.manifest import (
     Mix,
@@ -20,8 +23,9 @@ from pam_aug.shards.manifest import (
     write_manifest,
     write_mix,
 )
+from pam_aug.shards.reader import ShardReader
 from pam_aug.shards.verify import verify
-from pam_aug.shards.writer import ShardWriter, index_path, marker_path
+from pam_aug.shards.writer import ShardWriter, index_path, is_committed, marker_path, shard_name
 
 
 @pytest.fixture
@@ -67,6 +71,36 @@ def test_every_cut_is_found(tmp_path):
     for size in np.linspace(0, len(whole) - 1, 500).astype(int):
         path.write_bytes(whole[:size])
         assert [p.path for p in verify(tmp_path).damaged] == [path], size
+
+
+def test_kills_at_any_moment_lose_only_uncommitted_shards(tmp_path):
+    """60 kills of a writer that skips what is committed: nothing committed is ever damaged, and the end is exact."""
+
+    def write_all(root: Path) -> None:
+        for n in range(6):
+            path = root / shard_name("real", n)
+            if not is_committed(path):
+                write_shard(path, range(10 * n, 10 * n + 8))
+
+    write_all(tmp_path / "whole")
+    root, rng = tmp_path / "killed", np.random.default_rng(0)
+    root.mkdir()
+    for _ in range(60):
+        child = os.fork()
+        if child == 0:
+            write_all(root)
+            os._exit(0)
+        time.sleep(float(rng.uniform(0, 0.03)))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert verify(root).ok
+        if rng.random() < 0.2:  # begin again now and then, so that all moments are met
+            for path in root.iterdir():
+                path.unlink()
+    write_all(root)
+    for path in sorted((tmp_path / "whole").glob("*.tar")):
+        assert (root / path.name).read_bytes() == path.read_bytes()
+        assert (root / path.name).with_suffix(".idx").read_bytes() == path.with_suffix(".idx").read_bytes()
 
 
 def test_leftovers_are_listed_and_missing_files_are_damage(folder):
@@ -186,3 +220,37 @@ def test_the_manifest_has_a_row_per_sample(folder):
         write_manifest(folder / "manifest.parquet", shards)
     assert (folder / "manifest.parquet").read_bytes() == before
     assert not list(folder.glob(".tmp-*"))
+
+
+def test_the_card_counts_what_the_manifest_holds(folder):
+    from pam_aug.shards.card import dataset_card
+    from pam_aug.shards.manifest import read_mix
+
+    write_manifest(folder / "manifest.parquet", sorted((folder / "shards").glob("*.tar")))
+    text = dataset_card("demo-build", read_mix(folder), folder / "manifest.parquet")
+    assert "| real | demo | - | CC0 | 3 | 6 |" in text
+    assert "| synthetic | demo | - | CC0 | 2 | 2 |" in text
+    assert "| syn | 1/2 | 1 | 1 | 2 | 2 |" in text
+    assert text == dataset_card("demo-build", read_mix(folder), folder / "manifest.parquet")
+
+
+def test_changed_bytes_give_only_our_errors(tmp_path):
+    """A shard without a marker, so that nothing but the reader stands between damage and the caller."""
+    whole = write_shard(tmp_path / "a" / "real-00000.tar", range(3)).read_bytes()
+    rng = np.random.default_rng(0)
+    path = tmp_path / "b" / "real-00000.tar"
+    path.parent.mkdir()
+    refused = 0
+    for _ in range(300):
+        raw = bytearray(whole)
+        for place in rng.integers(0, len(raw), rng.integers(1, 40)):
+            raw[place] = rng.integers(0, 256)
+        path.write_bytes(raw)
+        try:
+            with ShardReader(path) as reader:
+                for i in range(len(reader)):
+                    reader.sample(i)
+                    reader.image(i)
+        except PamAugError:
+            refused += 1
+    assert refused > 150
