@@ -13,10 +13,12 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int
 
-from pam_aug.hand.make_open_hand_mesh import build_mesh, number_vertices, relax, triangulate
+from pam_aug.hand.make_open_hand_mesh import build_mesh, number_vertices
 from pam_aug.hand.make_open_hand_poses import joint_axes, joint_ranges, pose_statistics
+from pam_aug.hand.make_open_hand_relax import relax, triangulate
+from pam_aug.hand.make_open_hand_shape import shape_directions
 from pam_aug.hand.make_open_hand_skeleton import PARENTS, Digit, build_digits, rest_joints
-from pam_aug.hand.make_open_hand_skin import joint_regressor, pose_correctives, shape_directions, skin_weights
+from pam_aug.hand.make_open_hand_skin import joint_regressor, pose_correctives, skin_weights
 from pam_aug.hand.make_open_hand_surface import finger_tube, hand_fields, thumb_tube
 
 OUTPUT = Path(__file__).with_name("open_hand.npz")
@@ -27,7 +29,7 @@ def make_open_hand() -> dict[str, np.ndarray]:
     digits = build_digits()
     tubes = {name: thumb_tube(d) if name == "thumb" else finger_tube(d) for name, d in digits.items()}
     fields = hand_fields(digits)
-    mesh = build_mesh(digits, tubes, fields)
+    mesh = build_mesh(digits, tubes)
     points = relax(mesh, fields)
     faces = triangulate(mesh, points)
     order = number_vertices(mesh)

@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from pam_aug.hand.make_open_hand_skeleton import DIGITS, Digit
-from pam_aug.hand.make_open_hand_skin import joint_frame
+from pam_aug.hand.make_open_hand_skeleton import DIGITS, Digit, joint_frame
 
 # (flexion, abduction towards the thumb's side, twist) in degrees: lower and upper, per joint of a finger and of the
 # thumb
 _FINGER_RANGE = (((-20, 95), (-18, 18), (-8, 8)), ((-5, 108), (-4, 4), (-5, 5)), ((-8, 80), (-4, 4), (-4, 4)))
 _THUMB_RANGE = (((-25, 40), (-30, 35), (-25, 35)), ((-15, 60), (-10, 10), (-10, 12)), ((-20, 80), (-6, 6), (-6, 6)))
+_GATHER_DEG = (-1.0, 0.0, 4.0, 10.0)  # from the spread rest pose to a loose hand, index to little finger
 _NOISE_DEG = 2.2  # small free motion of every angle; it sets the size of the last components
 
 
@@ -50,7 +50,7 @@ def sample_poses(digits: dict[str, Digit], count: int = 6000, seed: int = 20) ->
         mcp = 2 + 52 * grip + trade + rng.normal(0, 5, count)
         pip = 12 + 66 * grip - 0.8 * trade + rng.normal(0, 7, count)
         dip = 0.58 * pip + rng.normal(0, 6, count)
-        side = spread * (1.5 - j) + rng.normal(0, 2.0, count)
+        side = _GATHER_DEG[j] + spread * (1.5 - j) + rng.normal(0, 2.0, count)
         zero = np.zeros(count)
         twist = 0.15 * side
         angles[name] = [(mcp, side, twist), (pip, zero, zero), (dip, zero, zero)]

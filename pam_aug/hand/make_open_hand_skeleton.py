@@ -1,7 +1,7 @@
 """Rest skeleton of the open hand: joints, bones and the frames of the five digits, from published measures.
 
 Phalanx and metacarpal lengths are close to the means of Buryanov and Kotiuk, "Proportions of Hand Segments", Int. J.
-Morphol. 28(3), 2010 (radiographs of 66 adults). A joint centre lies inside the head of the proximal bone, so a
+Morphol. 28(3), 2010 (radiographs). A joint centre lies inside the head of the proximal bone, so a
 centre-to-centre MCP distance is some millimetres longer than the phalanx and the wrist-MCP distance as much shorter.
 Overall sizes (hand length 187 mm, breadth at the knuckles 84 mm, finger breadths) are mid-way between the male and
 female means of Greiner, "Hand Anthropometry of U.S. Army Personnel", Natick TR-92/011, 1991.
@@ -36,11 +36,14 @@ _LENGTHS = {
     "little": (0.0350, 0.0200, 0.0205),
     "thumb": (0.0460, 0.0330, 0.0290),
 }
+# The rest hand is loosely spread, about half of the largest angles between neighbours (17, 14 and 32 degrees:
+# Chatzioglou et al., "Biometric analysis hand parameters in young adults", Anat. Cell Biol. 57(2), 2024), so that no
+# two fingers touch.
 _HEADING = {
     "index": (6.0, 5.0, 4.0),
     "middle": (0.0, 0.0, 0.0),
-    "ring": (-6.5, -6.0, -5.0),
-    "little": (-14.0, -13.0, -11.0),
+    "ring": (-9.0, -9.0, -8.0),
+    "little": (-22.0, -22.0, -20.0),
     "thumb": (46.0, 41.0, 36.0),
 }
 _SLOPE = {
@@ -104,3 +107,15 @@ def build_digits() -> dict[str, Digit]:
 def rest_joints(digits: dict[str, Digit]) -> Float[np.ndarray, "16 3"]:
     """The 16 rest joints in metres: wrist, then three per digit in the model's order."""
     return np.vstack([WRIST[None], *[digits[name].points[:3] for name in DIGITS]])
+
+
+def joint_frame(digits: dict[str, Digit], k: int) -> Float[np.ndarray, "3 3"]:
+    """Rows: axis of flexion (positive towards the palm), of abduction (towards the thumb's side, +), of twist, for
+    joint k >= 1."""
+    digit = digits[DIGITS[(k - 1) // 3]]
+    step = (k - 1) % 3
+    bone = digit.points[step + 1] - digit.points[step]
+    bone /= np.linalg.norm(bone)
+    flexion = np.cross(bone, -digit.axes[2])
+    flexion /= np.linalg.norm(flexion)
+    return np.stack([flexion, np.cross(bone, flexion), bone])
