@@ -195,6 +195,7 @@ def test_every_tip_set_lies_on_the_fingertips(hand):
         own = np.flatnonzero(hand["weights"][:, last] > 0.5)
         end = v[own[np.argmax((v[own] - joints[last]) @ along)]]
         assert np.linalg.norm(v[list(ids)] - end, axis=1).max() < 4e-3, name
+        assert np.linalg.norm(v[list(ids)][:, None] - v[list(ids)], axis=2).max() < 3.5e-3, name
 
 
 def test_rest_axes_and_flexion_sign(hand):

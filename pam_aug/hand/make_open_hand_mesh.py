@@ -225,8 +225,8 @@ def build_mesh(digits: dict[str, Digit], tubes: dict[str, Tube]) -> Mesh:
         tip = digits[name].to_world(np.array([[digits[name].joint_u[3], 0.0, digits[name].joint_b[3]]]))
         pole = mesh.add(tip, name, fixed=True)[0]
         mesh.quads += [(ring[(k - 1) % 8], ring[k], ring[k + 1], pole) for k in (0, 2, 4, 6)]
-        # beside the pole: the neighbour on the pad, then the one under the nail's edge
-        mesh.poles[name] = [pole, ring[5], ring[1]]
+        # beside the pole: two neighbours on the pad
+        mesh.poles[name] = [pole, ring[5], ring[4]]
     _add_thumb(mesh, digits["thumb"], tubes["thumb"], rows, digits["index"].points[0])
     return _without_orphans(mesh)
 
