@@ -39,8 +39,8 @@ def parse_ratio(text: str) -> Fraction:
 
 
 def sequence_of(key: str) -> str:
-    """The sequence of a sample as one camera saw it: the first four parts of its key."""
-    return key.rpartition("/")[0]
+    """The sequence of a sample, all its cameras together: the first three parts of its key."""
+    return "/".join(key.split("/", 3)[:3])
 
 
 def keep_fraction(sequences: Iterable[str], fraction: Fraction, seed: int) -> set[str]:

@@ -156,4 +156,4 @@ def test_keep_fraction_is_nested_and_exact():
     for wrong in (Fraction(0), Fraction(2)):
         with pytest.raises(ConfigError):
             keep_fraction(names, wrong, 0)
-    assert sequence_of("d/s/q/c/000001@03") == "d/s/q/c"
+    assert sequence_of("d/s/q/c/000001@03") == "d/s/q"

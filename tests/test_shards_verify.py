@@ -228,8 +228,8 @@ def test_the_card_counts_what_the_manifest_holds(folder):
 
     write_manifest(folder / "manifest.parquet", sorted((folder / "shards").glob("*.tar")))
     text = dataset_card("demo-build", read_mix(folder), folder / "manifest.parquet")
-    assert "| real | demo | - | CC0 | 3 | 6 |" in text
-    assert "| synthetic | demo | - | CC0 | 2 | 2 |" in text
+    assert "| of the source | demo | - | CC0 | 3 | 6 |" in text
+    assert "| generated | demo | - | CC0 | 2 | 2 |" in text
     assert "| syn | 1/2 | 1 | 1 | 2 | 2 |" in text
     assert text == dataset_card("demo-build", read_mix(folder), folder / "manifest.parquet")
 

@@ -1,6 +1,5 @@
 """The end of a build: the mix, the tables, the card and the page, and what is said on the terminal."""
 
-import sys
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -10,9 +9,10 @@ from pam_aug.build.config import BuildConfig
 from pam_aug.build.layout import shards_folder
 from pam_aug.errors import BudgetExceeded, ConfigError
 from pam_aug.mix_order import parse_ratio
-from pam_aug.report.card import write_card
 from pam_aug.report.page import write_report
 from pam_aug.report.summary import Summary, summarise
+from pam_aug.shards.atomic import write_atomic
+from pam_aug.shards.card import dataset_card
 from pam_aug.shards.manifest import Mix, MixSource, collect_shards, write_manifest, write_mix
 
 __all__ = ["FAILURE_BUDGET", "Result", "finish"]
@@ -66,13 +66,11 @@ def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, .
         MixSource("real", str(ratio), real, keep=str(parse_ratio(config.mix.real_fraction))),
         MixSource("synthetic", str(1 - ratio), synthetic),
     ]
-    write_mix(
-        out / "mix.json",
-        Mix(tuple(s for s in sources if s.shards), seed=config.mix.seed, when_short=config.mix.when_short),
-    )
+    mix = Mix(tuple(s for s in sources if s.shards), seed=config.mix.seed, when_short=config.mix.when_short)
+    write_mix(out / "mix.json", mix)
     write_manifest(out / "manifest.parquet", [out / s.path for source in sources for s in source.shards])
+    write_atomic(out / "card.md", dataset_card(out.resolve().name, mix, out / "manifest.parquet").encode())
     summary = summarise(out)
-    write_card(out, summary, " ".join(["pam-aug", *sys.argv[1:]]), notes)
     write_report(out)
     result = Result(out, summary, notes)
     if summary.failed_share > FAILURE_BUDGET:

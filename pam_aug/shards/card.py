@@ -35,7 +35,8 @@ def dataset_card(title: str, mix: Mix, manifest: Path) -> str:
     groups = table.group_by(columns).aggregate([("hands", "count"), ("hands", "sum")]).to_pylist()
     groups.sort(key=lambda g: tuple(g[c] for c in columns))
     rows = [
-        f"| {'synthetic' if g['synthetic'] else 'real'} | {g['dataset']} | {g['generator'] or '-'} | {g['licence']} "
+        f"| {'generated' if g['synthetic'] else 'of the source'} | {g['dataset']} | {g['generator'] or '-'} "
+        f"| {g['licence']} "
         f"| {g['hands_count']} | {g['hands_sum']} |"
         for g in groups
     ]
@@ -44,7 +45,7 @@ def dataset_card(title: str, mix: Mix, manifest: Path) -> str:
         *("---", "license: other", "task_categories: [keypoint-detection]"),
         *("tags: [hand-pose-estimation, webdataset, synthetic]", "---", ""),
         *(f"# {title}", "", "## What it holds", ""),
-        *("| | labels from | generator | licence | images | hands |", "|---|---|---|---|---|---|", *rows, ""),
+        *("| images | labels from | generator | licence | samples | hands |", "|---|---|---|---|---|---|", *rows, ""),
         "Synthetic images carry the licence of the labels that they were made from, and the terms of their generator.",
         *("", "## How it is mixed", ""),
         *("| source | share | sequences kept | shards | images | hands |", "|---|---|---|---|---|---|", *sources, ""),
