@@ -122,9 +122,9 @@ def shade(prepared: Prepared, seed: int) -> UInt8[np.ndarray, "h w 3"]:
         back = cv2.GaussianBlur(back, (0, 0), blur_px, borderType=cv2.BORDER_REPLICATE)
     light = foreground + back * np.maximum(1 - surface.coverage, 0)[..., None]
     covered = float(surface.coverage.sum())
-    subject = float(foreground.mean(2).sum()) / covered if covered > 0 else float(light.mean())
+    subject = float(foreground.sum()) / (3 * covered) if covered > 0 else float(light.mean())
     look = draw_camera(rng)
-    target = float(np.exp(rng.normal(np.log(0.24), 0.3)))
+    target = float(np.exp(rng.normal(np.log(0.2), 0.27)))
     # Half way between a fixed exposure (dark skin stays dark) and one that levels the subject.
     exposure = target / np.sqrt(max(subject, 1e-4) * 0.35 * _brightness(sh, lamps))
     return take_picture(light, look, float(exposure))
@@ -169,7 +169,7 @@ def _direction_above(rng: np.random.Generator, up: np.ndarray) -> Float[np.ndarr
 
 def _light_colour(rng: np.random.Generator) -> Float[np.ndarray, "3"]:
     """The tint of daylight to candle light, mean about 1."""
-    warm = rng.normal(0.05, 0.16)
+    warm = rng.normal(0.04, 0.13)
     return np.array([1 + warm, 1 + rng.normal(0, 0.03), 1 - warm]).clip(0.3, 1.7)
 
 
@@ -192,8 +192,6 @@ def _shade_surface(prepared: Prepared, rng, sh, lamps, shadows) -> Float[np.ndar
         lighting.add_lamp(
             surface.pos_m, normal, albedo, gloss, prepared.soft, *arrays, shadow, lighting.SHADOW_FILTER, radiance
         )
-    radiance *= surface.weight[:, None]
-    out = np.empty((surface.height * surface.width, 3), np.float32)
-    for c in range(3):
-        out[:, c] = np.bincount(surface.pixel, radiance[:, c], surface.height * surface.width)
+    out = np.zeros((surface.height * surface.width, 3), np.float32)
+    lighting.gather_pixels(surface.pixel, surface.weight, radiance, out)
     return out.reshape(surface.height, surface.width, 3)

@@ -92,7 +92,7 @@ def draw_plane(rng: np.random.Generator, normal: np.ndarray, offset_m: float, ca
     )  # fmt: skip
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _paint_plane(
     rays, normal, offset, frame, kind, colours, pattern, picture, volume, footprint, need, depth, rgb, hit
 ):
@@ -145,7 +145,7 @@ def _paint_plane(
             )
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _light_plane(rays, depth, on, normal, frame, contact, contact_scale, ambient, pool, out_light):
     """Environment light on a plane, darker where something stands close above it; `pool` makes it uneven."""
     size = contact.shape[0]
@@ -169,7 +169,7 @@ def _light_plane(rays, depth, on, normal, frame, contact, contact_scale, ambient
             out_light[i, k] = ambient[k] * shade * fade
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _lamp_plane(rays, depth, on, normal, towards, lamp_at, rgb, shadow, filter_width, shadowed, out_light):
     frame, origin, perspective, scale, map_depth, nearest, farthest, texel = shadow
     one = np.float32(1.0)

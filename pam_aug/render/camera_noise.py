@@ -35,8 +35,8 @@ class CameraLook(NamedTuple):
 
 def draw_camera(rng: np.random.Generator) -> CameraLook:
     """A random camera, from a clean studio one to a dim webcam."""
-    warm, tint = rng.normal(0, 0.08), rng.normal(0, 0.03)
-    gain = np.exp(np.array([warm, tint, -warm])) * np.exp(rng.normal(0, 0.32))
+    warm, tint = rng.normal(0, 0.06), rng.normal(0, 0.025)
+    gain = np.exp(np.array([warm, tint, -warm])) * np.exp(rng.normal(0, 0.25))
     noisy = rng.random() ** 1.6
     contrast, gamma = rng.uniform(-0.15, 0.45), rng.uniform(0.9, 1.12)
     x = np.linspace(0, 1, _TONE_STEPS) ** 2
@@ -49,12 +49,12 @@ def draw_camera(rng: np.random.Generator) -> CameraLook:
     return CameraLook(
         gain.astype(np.float32),
         float(rng.uniform(0, 0.4) * (rng.random() < 0.6)),
-        0.0 if rng.random() < 0.01 else float(rng.uniform(0.7, 1.2)),
+        0.0 if rng.random() < 0.01 else float(rng.uniform(0.65, 1.1)),
         float(rng.uniform(0, 0.75)) if rng.random() < 0.8 else float(rng.uniform(0.75, 1.5)),
         (float(rng.uniform(1, 3)) if rng.random() < 0.25 else 0.0, float(rng.uniform(0, np.pi))),
-        float(10 ** (-5 + 2.5 * noisy)),
-        float(10 ** (-3.4 + 1.5 * noisy)),
-        float(rng.uniform(0.3, 1.0)),
+        float(10 ** (-5 + 2.3 * noisy)),
+        float(10 ** (-3.6 + 1.4 * noisy)),
+        float(rng.uniform(0.2, 0.8)),
         (int(rng.integers(_NOISE_TILE)), int(rng.integers(_NOISE_TILE)), int(rng.integers(2))),
         tone.astype(np.float32),
         float(rng.uniform(0, 0.7)) if rng.random() < 0.5 else 0.0,
@@ -112,7 +112,7 @@ def _motion_kernel(length_px: float, angle_rad: float) -> Float[np.ndarray, "5 5
     return kernel / kernel.sum()
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _expose(light, gain, vignette, saturation, shot, read, chroma, tile_at, tile, tone, out):
     height, width = light.shape[:2]
     one, zero = np.float32(1.0), np.float32(0.0)

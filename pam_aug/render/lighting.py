@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from pam_aug.render.surface import Surface
 
-_OCCLUSION_DIRECTIONS = 48
+_OCCLUSION_DIRECTIONS = 36
 _OCCLUSION_MAP = 80
 SHADOW_FILTER = 4  # width of the shadow filter in texels; a softer lamp gets a coarser map
 
@@ -125,7 +125,7 @@ def light_transfer(surface: Surface) -> Float[np.ndarray, "n 9"]:
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _draw_depth(verts, faces, frame, origin, perspective, scale, size):
     """Nearest depth per texel: z, or -1/z in perspective, which is affine in the picture either way."""
     q = np.empty((len(verts), 3), np.float32)
@@ -167,7 +167,7 @@ def _draw_depth(verts, faces, frame, origin, perspective, scale, size):
     return depth
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def _lit(px, py, pz, frame, origin, perspective, scale, depth, nearest, farthest, bias, width):
     """Share of a `width` x `width` texel box around a point from which the lamp is seen; smooth in the point."""
     size = depth.shape[0]
@@ -207,7 +207,7 @@ def _lit(px, py, pz, frame, origin, perspective, scale, depth, nearest, farthest
     return total / np.float32(width * width)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _add_transfer(
     pos, normal, direction, basis, frame, origin, perspective, scale, depth, nearest, farthest, texel, out
 ):
@@ -227,7 +227,7 @@ def _add_transfer(
                 out[i, k] += seen * cos * basis[k]
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def shade_samples(pos, normal, albedo, gloss, soft, transfer, sh, out):
     """Environment light: radiance = albedo * (transfer @ sh), plus a blurred reflection by Fresnel's share.
 
@@ -238,8 +238,8 @@ def shade_samples(pos, normal, albedo, gloss, soft, transfer, sh, out):
     basis = np.full(9, np.float32(0.282095), np.float32)
     for i in range(len(pos)):
         open_sky = min(transfer[i, 0] * np.float32(3.545), one)  # sqrt(4 pi): 1 where nothing hides the half space
-        length = np.sqrt(pos[i, 0] ** 2 + pos[i, 1] ** 2 + pos[i, 2] ** 2)
-        vx, vy, vz = -pos[i, 0] / length, -pos[i, 1] / length, -pos[i, 2] / length
+        to_eye = -one / np.sqrt(pos[i, 0] * pos[i, 0] + pos[i, 1] * pos[i, 1] + pos[i, 2] * pos[i, 2])
+        vx, vy, vz = pos[i, 0] * to_eye, pos[i, 1] * to_eye, pos[i, 2] * to_eye
         nx, ny, nz = normal[i, 0], normal[i, 1], normal[i, 2]
         nv = max(nx * vx + ny * vy + nz * vz, np.float32(0.0))
         rx, ry, rz = two * nv * nx - vx, two * nv * ny - vy, two * nv * nz - vz
@@ -262,7 +262,7 @@ def shade_samples(pos, normal, albedo, gloss, soft, transfer, sh, out):
             out[i, c] = a * (one - metal) * e * bounce + fresnel * tint * m * open_sky
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def add_lamp(pos, normal, albedo, gloss, soft, towards, lamp_at, rgb, shadow, filter_width, out):
     """Add one lamp's diffuse light and highlight. `lamp_at` is (x, y, z, reference distance); distance 0 means
     directional.
@@ -300,8 +300,8 @@ def add_lamp(pos, normal, albedo, gloss, soft, towards, lamp_at, rgb, shadow, fi
         )
         if seen <= zero:
             continue
-        length = np.sqrt(px * px + py * py + pz * pz)
-        vx, vy, vz = -px / length, -py / length, -pz / length
+        to_eye = -one / np.sqrt(px * px + py * py + pz * pz)
+        vx, vy, vz = px * to_eye, py * to_eye, pz * to_eye
         nv = max(nx * vx + ny * vy + nz * vz, np.float32(0.05))
         rough, f0, metal = gloss[i, 0], gloss[i, 1], gloss[i, 2]
         spec = zero
@@ -326,3 +326,11 @@ def add_lamp(pos, normal, albedo, gloss, soft, towards, lamp_at, rgb, shadow, fi
             tint = one - metal + metal * a
             lit = sharp if soft[i] == zero else diffuse * s
             out[i, c] += rgb[c] * gain * (a * (one - metal) * lit + tint * spec)
+
+
+@numba.njit(cache=True, nogil=True, error_model="numpy")
+def gather_pixels(pixel, weight, radiance, out):
+    """Add the samples to their pixels, in order; `out` is (pixels, 3)."""
+    for i in range(len(pixel)):
+        for c in range(3):
+            out[pixel[i], c] += weight[i] * radiance[i, c]

@@ -1,7 +1,10 @@
 """A scene's meshes as they are drawn: hands and their forearms, objects, now and then something in front."""
 
+from functools import lru_cache
+
 import numpy as np
 
+from pam_aug.hand.assets import HandAssets
 from pam_aug.render.appearance import Piece
 from pam_aug.render.conditions import Conditions, Part, render_conditions
 from pam_aug.render.forearm import build_forearm, draw_forearm_shape, wrist_loop
@@ -43,10 +46,15 @@ def scene_conditions(scene: Scene, *, occluders: bool = False) -> Conditions:
     return render_conditions(parts, hands, camera.K_px.astype(np.float64), camera.width, camera.height)
 
 
+@lru_cache(maxsize=64)
+def _loop_of(assets: HandAssets) -> np.ndarray:
+    return wrist_loop(assets.f)
+
+
 def _arm_pieces(hand: HandMesh, seed: int) -> list[Piece]:
     rng = np.random.Generator(np.random.PCG64(seed))
     shape, rest_joints, assets = draw_forearm_shape(rng), hand.assets.rest_joints_m, hand.assets
-    loop = wrist_loop(assets.f)
+    loop = _loop_of(assets)
     tube = build_forearm(hand.verts_cam_m, loop, hand.joints_cam_m[0], hand.joints_cam_m[9], shape)
     straight = shape._replace(bend_rad=(0.0, 0.0))
     rest = build_forearm(assets.v_template, loop, rest_joints[0], rest_joints[4], straight)

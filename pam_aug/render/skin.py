@@ -4,6 +4,7 @@ All places are found from the hand model's joints and weights in its rest pose, 
 MANO's interface.
 """
 
+from functools import lru_cache
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -49,12 +50,12 @@ def skin_marks(
     corners = surface.faces[surface.face[ids]] - first_vertex
     bary = surface.bary[ids].astype(np.float64)
     rest = np.einsum("nc,nck->nk", bary, v[corners])
-    normal = _rest_normals(v, assets.f)
+    normal = _rest_normals(assets)
     n = np.einsum("nc,nck->nk", bary, normal[corners])
     n /= np.linalg.norm(n, axis=1, keepdims=True)
     label = assets.weights.argmax(1)[corners[np.arange(len(ids)), bary.argmax(1)]]
     marks = np.zeros((len(ids), 5))
-    marks[:, PALM] = _step(-n[:, 1], -0.1, 0.55)
+    marks[:, PALM] = _step(-n[:, 1], -0.25, 0.6)
     for j in range(1, 16):
         on = label == j
         if not on.any():
@@ -67,7 +68,7 @@ def skin_marks(
         p = rest[on] - joints[j]
         s, t = p @ along, p @ across
         back = n[on] @ dorsal
-        palm_side = _step(-back, 0.0, 0.5)
+        palm_side = _step(-back, -0.2, 0.6)
         marks[on, PALM] = palm_side
         thumb = j >= 13
         if not (thumb and j == 13):
@@ -124,9 +125,11 @@ def _dorsal(assets: HandAssets, normal: np.ndarray, joint: int, along: np.ndarra
     return up / np.linalg.norm(up)
 
 
-def _rest_normals(verts_m: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    out = np.zeros_like(verts_m)
-    np.add.at(out, faces.ravel(), corner_normals(verts_m, faces).reshape(-1, 3).astype(np.float64))
+@lru_cache(maxsize=64)
+def _rest_normals(assets: HandAssets) -> np.ndarray:
+    out = np.zeros((len(assets.v_template), 3))
+    corners = corner_normals(assets.v_template, assets.f, 180.0)
+    np.add.at(out, assets.f.ravel(), corners.reshape(-1, 3).astype(np.float64))
     return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
 
 
@@ -171,7 +174,7 @@ def draw_person(rng: np.random.Generator) -> Person:
     )
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def paint_skin(
     ids, tex, marks, volume, tones, melanin, strength, nail_rgb, nail_cover, gloss, offset, albedo, normal, gloss_out
 ):

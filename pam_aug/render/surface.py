@@ -90,7 +90,7 @@ def corner_normals(
     return _mean_normals(corner_place, order // 3, start, unit, area, limit)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _mean_normals(corner_place, faces_at, start, unit, area, limit):
     out = np.empty((len(unit), 3, 3), np.float32)
     for f in range(len(unit)):
@@ -111,7 +111,7 @@ def _mean_normals(corner_place, faces_at, start, unit, area, limit):
     return out
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _list_samples(raster, fine, part_of_face, step, pixel, weight, face, bary):
     """Fill the arrays where they have room, and count the samples either way."""
     height, width = raster.depth_m.shape
@@ -150,7 +150,7 @@ def _list_samples(raster, fine, part_of_face, step, pixel, weight, face, bary):
     return n
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _interpolate(face, bary, verts, faces, normals):
     n = len(face)
     pos, normal = np.zeros((n, 3), np.float32), np.zeros((n, 3), np.float32)
@@ -177,7 +177,7 @@ def interpolate(surface: Surface, values: Float[np.ndarray, "v c"]) -> Float[np.
     return _interpolate_values(surface.face, surface.bary, surface.faces, np.ascontiguousarray(values, np.float32))
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def _interpolate_values(face, bary, faces, values):
     out = np.zeros((len(face), values.shape[1]), np.float32)
     for i in range(len(face)):

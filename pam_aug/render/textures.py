@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 VOLUME = 64
-PRINT = 192
+PRINT = 160
 _GLYPHS = "ABCDEFGHIJKLMNOPRSTUVWXYZ0123456789aeiou+%&"
 
 
@@ -24,7 +24,7 @@ _LINEAR_OF_BYTE = to_linear(np.arange(256) / 255.0).astype(np.float32)
 
 def bytes_to_linear(image: np.ndarray) -> Float[np.ndarray, "h w 3"]:
     """sRGB bytes to linear light, float32."""
-    return _LINEAR_OF_BYTE[np.asarray(image, np.uint8)]
+    return np.asarray(cv2.LUT(image, _LINEAR_OF_BYTE))
 
 
 @lru_cache(maxsize=1)
@@ -42,7 +42,7 @@ def noise_volume() -> Float[np.ndarray, "64 64 64 4"]:
     return out
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def sample_noise(volume, x, y, z):
     """The four channels at a point in cells, trilinear; returns a tuple."""
     fx, fy, fz = np.floor(x), np.floor(y), np.floor(z)
@@ -63,7 +63,7 @@ def sample_noise(volume, x, y, z):
     return a, b, c, d
 
 
-@numba.njit(cache=True, nogil=True, inline="always")
+@numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
 def sample_print(image, u, v, c):
     """Channel c of a picture that repeats every 1 in u and v, bilinear."""
     h, w = image.shape[0], image.shape[1]
@@ -82,14 +82,14 @@ def draw_palette(rng: np.random.Generator, n: int) -> Float[np.ndarray, "n 3"]:
     hue, spread = rng.uniform(0, 180), rng.choice([8.0, 30.0, 90.0])
     hues = (hue + rng.normal(0, spread, n)) % 180
     sat = np.clip(rng.normal(rng.uniform(0, 13) ** 2, 35, n), 0, 240)
-    val = np.clip(rng.normal(rng.uniform(70, 210), 55, n), 12, 250)
+    val = np.clip(rng.normal(rng.uniform(90, 225), 50, n), 15, 250)
     grey = rng.random(n) < 0.2
     sat[grey] = rng.uniform(0, 25)
     hsv = np.stack([hues, sat, val], 1).astype(np.uint8)[None]
     return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)[0] / 255.0
 
 
-def draw_print(rng: np.random.Generator) -> Float[np.ndarray, "192 192 3"]:
+def draw_print(rng: np.random.Generator) -> Float[np.ndarray, "160 160 3"]:
     """A random printed pattern, linear light: packaging with bands, blocks and lettering, cloth patterns, or stains."""
     colours = (draw_palette(rng, 6) * 255).astype(int).tolist()
     image = np.empty((PRINT, PRINT, 3), np.uint8)
@@ -173,7 +173,7 @@ def draw_material(rng: np.random.Generator, cloth: bool) -> Material:
     return Material(picture, int(rng.random() < 0.5), repeat, noise, float(rng.uniform(0, 0.12) ** 1.2), gloss)
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy")
 def paint_material(ids, tex, uv, volume, picture, mapping, repeat, noise, bump, gloss, albedo, normal, gloss_out):
     """Colour the samples `ids`: `tex` are their metres in the object's frame, `uv` (N,4) the two mappings'
     coordinates.
