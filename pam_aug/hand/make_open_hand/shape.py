@@ -8,7 +8,7 @@ variation of 4 to 7 %).
 import numpy as np
 from jaxtyping import Float
 
-from pam_aug.hand.make_open_hand_skeleton import DIGITS, PARENTS, Digit, joint_frame, rest_joints
+from pam_aug.hand.make_open_hand.skeleton import DIGITS, PARENTS, Digit, joint_frame, rest_joints
 
 SHAPE_MEANING = (
     "overall size (5 %)",

@@ -1,31 +1,25 @@
-"""Write `open_hand.npz`, the hand model that ships with the library: `python -m pam_aug.hand.make_open_hand`.
-
-A mesh and skinning of our own with the interface of a 778-vertex parametric hand (arrays, joint order, rest axes,
-vertex ids of the fingertips), made from published anthropometric measures by the modules `make_open_hand_*`. The same
-input gives the same file.
-"""
+"""The open hand's arrays, put together from its skeleton, surface, mesh, skin, shapes and poses."""
 
 import io
-import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from pam_aug.hand.make_open_hand_mesh import build_mesh, number_vertices
-from pam_aug.hand.make_open_hand_poses import joint_axes, joint_ranges, pose_statistics
-from pam_aug.hand.make_open_hand_relax import relax, triangulate
-from pam_aug.hand.make_open_hand_shape import shape_directions
-from pam_aug.hand.make_open_hand_skeleton import PARENTS, Digit, build_digits, rest_joints
-from pam_aug.hand.make_open_hand_skin import joint_regressor, pose_correctives, skin_weights
-from pam_aug.hand.make_open_hand_surface import finger_tube, hand_fields, thumb_tube
+from pam_aug.hand.make_open_hand.mesh import build_mesh, number_vertices
+from pam_aug.hand.make_open_hand.poses import joint_axes, joint_ranges, pose_statistics
+from pam_aug.hand.make_open_hand.relax import relax, triangulate
+from pam_aug.hand.make_open_hand.shape import shape_directions
+from pam_aug.hand.make_open_hand.skeleton import PARENTS, Digit, build_digits, rest_joints
+from pam_aug.hand.make_open_hand.skin import joint_regressor, pose_correctives, skin_weights
+from pam_aug.hand.make_open_hand.surface import finger_tube, hand_fields, thumb_tube
 
-OUTPUT = Path(__file__).with_name("open_hand.npz")
+__all__ = ["make_open_hand", "write_npz"]
 
 
 def make_open_hand() -> dict[str, np.ndarray]:
-    """All arrays of the right open hand; shapes as in the design's section on the bundled hand."""
+    """All arrays of the right open hand, float32 or integer, under MANO's names and shapes (see `HandAssets`)."""
     digits = build_digits()
     tubes = {name: thumb_tube(d) if name == "thumb" else finger_tube(d) for name, d in digits.items()}
     fields = hand_fields(digits)
@@ -110,15 +104,3 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
             entry = zipfile.ZipInfo(f"{name}.npy", date_time=(1980, 1, 1, 0, 0, 0))
             entry.compress_type = zipfile.ZIP_DEFLATED
             archive.writestr(entry, buffer.getvalue())
-
-
-def main() -> int:
-    """Build the model and write it beside this module."""
-    arrays = make_open_hand()
-    write_npz(OUTPUT, arrays)
-    sys.stdout.write(f"{OUTPUT}: {OUTPUT.stat().st_size} bytes\n")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -3,8 +3,8 @@
 import numpy as np
 from jaxtyping import Float, Int
 
-from pam_aug.hand.make_open_hand_mesh import Mesh
-from pam_aug.hand.make_open_hand_surface import Field, field_gradient
+from pam_aug.hand.make_open_hand.mesh import Mesh
+from pam_aug.hand.make_open_hand.surface import Field, field_gradient
 
 
 def _edges(faces: list[tuple[int, ...]]) -> Int[np.ndarray, "e 2"]:

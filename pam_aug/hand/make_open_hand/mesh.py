@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float, Int
 
-from pam_aug.hand.make_open_hand_skeleton import CUT_X, Digit
-from pam_aug.hand.make_open_hand_surface import Tube
+from pam_aug.hand.make_open_hand.skeleton import CUT_X, Digit
+from pam_aug.hand.make_open_hand.surface import Tube
 
 FINGERS_BY_COLUMN = ("index", "middle", "ring", "little")  # from the thumb's side to the little finger's
 PALM_ROWS = 14  # row 0 holds the finger bases, row 14 the wrist loop

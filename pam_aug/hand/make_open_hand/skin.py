@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from scipy.optimize import nnls
 from scipy.spatial.transform import Rotation
 
-from pam_aug.hand.make_open_hand_skeleton import DIGITS, PARENTS, Digit, joint_frame
+from pam_aug.hand.make_open_hand.skeleton import DIGITS, PARENTS, Digit, joint_frame
 
 # half lengths of the zones over which skin follows from one bone to the next
 _BEND_MM = {"base": 11.0, "mid": 11.0, "end": 9.0, "thumb": 12.5}

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import PchipInterpolator
 
-from pam_aug.hand.make_open_hand_skeleton import WRIST, Digit
+from pam_aug.hand.make_open_hand.skeleton import WRIST, Digit
 
 Field = Callable[[Float[np.ndarray, "n 3"]], Float[np.ndarray, "n"]]
 

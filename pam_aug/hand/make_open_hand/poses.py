@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.spatial.transform import Rotation
 
-from pam_aug.hand.make_open_hand_skeleton import DIGITS, Digit, joint_frame
+from pam_aug.hand.make_open_hand.skeleton import DIGITS, Digit, joint_frame
 
 # (flexion, abduction towards the thumb's side, twist) in degrees: lower and upper, per joint of a finger and of the
 # thumb
