@@ -158,3 +158,27 @@ def test_lamps_stand_above_the_table_and_srgb_is_inverted():
         assert 1 <= len(lamps) <= 3
         assert all(lamp.towards @ up > 0.05 for lamp in lamps)
     assert to_linear(np.array([0.0, 0.5, 1.0])) == pytest.approx([0.0, 0.21404, 1.0], abs=1e-5)
+
+
+def test_what_is_out_of_view_or_behind_the_camera_still_gives_a_picture():
+    pieces = _ball_over_plate()
+    aside = K_PX.copy()
+    aside[0, 2] += 5000
+    empty = prepare(pieces, aside, 40, 30)
+    assert len(empty.surface.pixel) == 0
+    assert shade(empty, 3).shape == (30, 40, 3)
+    through = [p._replace(part=p.part._replace(verts_cam_m=p.part.verts_cam_m - np.array([0, 0, 0.5]))) for p in pieces]
+    assert shade(prepare(through, K_PX, 40, 30), 3).shape == (30, 40, 3)
+
+
+def test_the_number_of_opencv_threads_changes_no_byte(prepared):
+    import cv2
+
+    threads = cv2.getNumThreads()
+    try:
+        cv2.setNumThreads(1)
+        one = [shade(prepared, s).tobytes() for s in range(8)]
+        cv2.setNumThreads(3)
+        assert [shade(prepared, s).tobytes() for s in range(8)] == one
+    finally:
+        cv2.setNumThreads(threads)

@@ -167,7 +167,7 @@ def _draw_depth(verts, faces, frame, origin, perspective, scale, size):
     return depth
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+@numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def _lit(px, py, pz, frame, origin, perspective, scale, depth, nearest, farthest, bias, width):
     """Share of a `width` x `width` texel box around a point from which the lamp is seen; smooth in the point."""
     size = depth.shape[0]

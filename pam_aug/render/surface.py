@@ -86,7 +86,7 @@ def corner_normals(
     cross = np.cross(p[:, 1] - p[:, 0], p[:, 2] - p[:, 0])
     area = np.linalg.norm(cross, axis=1)
     unit = cross / np.maximum(area, 1e-30)[:, None]
-    limit = np.broadcast_to(np.cos(np.deg2rad(crease_deg)), (len(faces),))
+    limit = np.zeros(len(faces)) + np.cos(np.deg2rad(crease_deg))
     return _mean_normals(corner_place, order // 3, start, unit, area, limit)
 
 

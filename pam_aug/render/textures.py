@@ -42,7 +42,7 @@ def noise_volume() -> Float[np.ndarray, "64 64 64 4"]:
     return out
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+@numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def sample_noise(volume, x, y, z):
     """The four channels at a point in cells, trilinear; returns a tuple."""
     fx, fy, fz = np.floor(x), np.floor(y), np.floor(z)
@@ -63,7 +63,7 @@ def sample_noise(volume, x, y, z):
     return a, b, c, d
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")
+@numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)
 def sample_print(image, u, v, c):
     """Channel c of a picture that repeats every 1 in u and v, bilinear."""
     h, w = image.shape[0], image.shape[1]
