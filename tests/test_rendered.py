@@ -12,10 +12,14 @@ import trimesh
 
 from pam_aug.generate.base import Generator
 from pam_aug.generate.rendered import RenderedGenerator
+from pam_aug.hand.joints import TIP_SETS
 from pam_aug.hand.model import HandLayer
 from pam_aug.hand.open_hand import load_open_hand
 from pam_aug.render.appearance import prepare
+from pam_aug.render.conditions import Part
 from pam_aug.render.pieces import scene_conditions, scene_pieces
+from pam_aug.render.skin import CREASE, NAIL, PALM, skin_marks
+from pam_aug.render.surface import interpolate, see_surface
 from pam_aug.rollouts.scene import HandMesh, Mesh, ObjectMesh, Scene
 from pam_aug.schema import Camera, Hand, Object, Sample, Source, candidate_key
 from pam_aug.seeds import candidate_seed
@@ -157,3 +161,28 @@ def test_arms_and_occluders_follow_the_key_not_the_seed():
     ]
     assert 0 < len(found) < 12
     assert candidate_key(a.sample.key, 7).endswith("@07")
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_nails_lie_on_the_backs_of_fingertips_and_creases_on_the_palm(side):
+    assets = load_open_hand(side)
+    focal, middle = 300.0, np.array([0.0, 0.0, 0.5])
+    K_px = np.array([[focal, 0, 79.5], [0, focal, 79.5], [0, 0, 1]])
+    seen = {}
+    for view, sign in (("back", -1.0), ("palm", 1.0)):  # the rest pose's back looks along +y
+        turn = np.array([[1.0, 0, 0], [0, 0, sign], [0, sign, 0]])
+        turn = turn if np.linalg.det(turn) > 0 else turn * np.array([[-1.0], [1], [1]])
+        verts = assets.v_template @ turn.T + middle
+        surface = see_surface([Part(verts, assets.f, 1)], K_px, 160, 160)
+        ids, marks = skin_marks(surface, 0, assets, 0)
+        rest = interpolate(surface, assets.v_template)[ids]
+        seen[view] = marks
+        nail = rest[marks[:, NAIL] > 0.5]
+        tips = assets.v_template[list(TIP_SETS["smplx"][side])]
+        if view == "back":
+            distance = np.linalg.norm(nail[:, None] - tips[None], axis=-1)
+            assert (distance.min(1) < 0.022).all()
+            assert (np.bincount(distance.argmin(1), minlength=5)[1:] > 10).all()  # the thumb's may look aside
+    assert (seen["palm"][:, NAIL] > 0.5).sum() < 0.1 * (seen["back"][:, NAIL] > 0.5).sum()
+    assert seen["palm"][:, PALM].mean() > 0.6 > 0.4 > seen["back"][:, PALM].mean()
+    assert seen["palm"][:, CREASE].mean() > 2 * seen["back"][:, CREASE].mean()

@@ -1,8 +1,7 @@
-"""The bundled generator: shaded renders under random light, skin, materials, background and camera. No weights, no
-GPU.
+"""The bundled generator: shaded renders under random light, skin, materials, background and camera.
 
-Its labels are exact, because nothing but appearance changes between candidates: what a filter removes here are hard
-images, not wrong ones.
+It needs no weights and no GPU. Its labels are exact, because nothing but appearance changes between candidates:
+what a filter removes here are hard images, not wrong ones.
 """
 
 from collections.abc import Iterator, Sequence

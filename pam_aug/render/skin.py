@@ -55,7 +55,7 @@ def skin_marks(
     n /= np.linalg.norm(n, axis=1, keepdims=True)
     label = assets.weights.argmax(1)[corners[np.arange(len(ids)), bary.argmax(1)]]
     marks = np.zeros((len(ids), 5))
-    marks[:, PALM] = _step(-n[:, 1], -0.25, 0.6)
+    marks[:, PALM] = np.einsum("nc,nc->n", bary, _palm_of_vertex(assets)[corners])
     for j in range(1, 16):
         on = label == j
         if not on.any():
@@ -69,7 +69,6 @@ def skin_marks(
         s, t = p @ along, p @ across
         back = n[on] @ dorsal
         palm_side = _step(-back, -0.2, 0.6)
-        marks[on, PALM] = palm_side
         thumb = j >= 13
         if not (thumb and j == 13):
             for at, strength in ((0.0, 1.0), (length, 0.8 if j in _CHILDREN else 0.0)):
@@ -79,9 +78,8 @@ def skin_marks(
             np.exp(-((s / 0.005) ** 2)) * (0.5 + 0.5 * np.cos(s * 2 * np.pi / 0.0024)) * _step(back, 0.2, 0.7)
         )
         marks[on, CREASE] += (0.5 if j not in (1, 4, 7, 10, 13) else 0.15) * knuckle_wrinkles
-        red = 0.6 * np.exp(-((s / 0.009) ** 2)) * _step(back, 0.0, 0.6)
         if j not in _CHILDREN:
-            red += 0.75 * _step(s / length, 0.25, 0.9) * (0.35 + 0.65 * palm_side)
+            marks[on, RED] += 0.75 * _step(s / length, 0.25, 0.9) * (0.35 + 0.65 * palm_side)
             half_width = (0.0068 if thumb else 0.0055 if j != 9 else 0.0046) * (
                 length / (0.030 if thumb else 0.024)
             ) ** 0.5
@@ -89,7 +87,9 @@ def skin_marks(
             inside = (a**4 + b**4) ** 0.25
             marks[on, NAIL] = _step(-inside, -1.06, -0.92) * _step(back, 0.15, 0.4)
             marks[on, NAIL_EDGE] = marks[on, NAIL] * _step(a, 0.55, 0.75)
-        marks[on, RED] += red
+    for j in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15):  # the backs of the knuckles
+        near = np.exp(-((rest - joints[j]) ** 2).sum(1) / 0.011**2)
+        marks[:, RED] += 0.9 * near * (1 - marks[:, PALM])
     _add_palm_lines(marks, rest, n, label, joints)
     return ids, np.clip(marks, 0.0, 1.0).astype(np.float32)
 
@@ -112,6 +112,19 @@ def _add_palm_lines(marks, rest, n, label, joints) -> None:
             best = np.minimum(best, np.linalg.norm(ab - a - t[:, None] * (b - a), axis=1))
         marks[on, CREASE] += 0.75 * np.exp(-((best / 0.013) ** 2)) * inward
     marks[on, RED] += 0.25 * np.exp(-((np.abs(ab[:, 1] - 0.35) / 0.2) ** 2)) * inward * (ab[:, 0] < 0.7)
+
+
+@lru_cache(maxsize=64)
+def _palm_of_vertex(assets: HandAssets) -> np.ndarray:
+    """How much each vertex looks to the palm's side, by the bones that it moves with, so that no border shows."""
+    normal, joints = _rest_normals(assets), assets.rest_joints_m
+    tips = assets.v_template[list(TIP_SETS["smplx"][assets.side])].astype(np.float64)
+    palm = assets.weights[:, 0] * _step(-normal[:, 1], -0.25, 0.6)
+    for j in range(1, 16):
+        end = joints[_CHILDREN[j]] if j in _CHILDREN else tips[_TIP_OF[j]]
+        dorsal = _dorsal(assets, normal, j, (end - joints[j]) / np.linalg.norm(end - joints[j]))
+        palm = palm + assets.weights[:, j] * _step(-(normal @ dorsal), -0.2, 0.6)
+    return palm
 
 
 def _dorsal(assets: HandAssets, normal: np.ndarray, joint: int, along: np.ndarray) -> np.ndarray:
