@@ -22,10 +22,11 @@ __all__ = ["CameraRanges", "look_at", "sample_camera"]
 class CameraRanges:
     """What cameras are drawn from. Pairs are (low, high), uniform.
 
-    `fov_deg` is the field of view across the longer image side; `fill` the share of the shorter image side that the framed
-    points' box takes at its longer side; `off_centre` how far the box's centre may sit from the image's, as a share of
-    what room is left; `max_hidden` the share of joints that something may stand in front of; `max_behind` the cosine
-    between forearm and the line from wrist to camera, above which the camera stands behind the arm (1: anywhere).
+    `fov_deg` is the field of view across the longer image side; `fill` the share of the shorter image side that the
+    framed points' box takes at its longer side; `off_centre` how far the box's centre may sit from the image's, as a
+    share of what room is left; `max_hidden` the share of joints that something may stand in front of; `max_behind`
+    the cosine between forearm and the line from wrist to camera, above which the camera stands behind the arm (1:
+    anywhere).
     """
 
     width: int = 256
