@@ -10,7 +10,7 @@ from pam_aug.estimators.base import Estimator, HandQuery
 from pam_aug.estimators.crop import perspective_crop
 from pam_aug.estimators.joint_map import fit_joint_map
 from pam_aug.estimators.simplehand import SimpleHandEstimator, SimpleHandOptions, load_net, save_net
-from pam_aug.estimators.simplehand_net import NetConfig, SimpleHandNet, fold_batch_norm, normalise_pixels
+from pam_aug.estimators.simplehand_net import HeatmapHead, NetConfig, SimpleHandNet, fold_batch_norm, normalise_pixels
 from pam_aug.geometry import flip_intrinsics, project
 from pam_aug.hand import HandLayer, load_open_hand
 
@@ -71,6 +71,18 @@ def test_the_published_width_has_the_published_size():
     assert sum(p.numel() for p in net.keypoints_2d_head.parameters()) == 51_114
 
 
+def test_the_heatmap_head_takes_the_mean_cell():
+    head = HeatmapHead(1)
+    with torch.no_grad():
+        head.conv.weight.fill_(100.0)
+        head.conv.bias.zero_()
+    cells = torch.zeros(1, 1, 4, 8)
+    cells[0, 0, 3, 2] = 1.0
+    assert head(cells)[0, 5].tolist() == pytest.approx([2.5 / 8, 3.5 / 4])
+    cells[0, 0, 3, 5] = 1.0
+    assert head(cells)[0, 5].tolist() == pytest.approx([4 / 8, 3.5 / 4])
+
+
 def test_joints_are_the_map_of_the_vertices():
     net = tiny_net().eval()
     out = net(torch.rand(1, 3, 64, 64))
@@ -97,7 +109,7 @@ def test_pixel_forms():
 
 @pytest.mark.parametrize(
     "wrong", [{"backbone": "x"}, {"pixels": "x"}, {"root": "x"}, {"joints": "x"}, {"input_px": 100},
-              {"dims": (30, 16, 8)}, {"depths": (1,)}]
+              {"dims": (30, 16, 8)}, {"depths": (1,)}, {"uv_head": "x"}, {"mixers": ("attention", "conv", "identity")}]
 )  # fmt: skip
 def test_networks_that_cannot_be_built_are_refused(wrong):
     with pytest.raises(ConfigError):

@@ -5,7 +5,7 @@ The bundled weights know rendered hands. They rank candidates of one input; they
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from pam_aug.errors import AssetMissing, BackendError, ConfigError, PamAugError, SchemaError
+from pam_aug.errors import AssetMissing, BackendError, ConfigError, SchemaError
 from pam_aug.estimators.base import Estimates, HandQuery
 from pam_aug.estimators.crop import PerspectiveCrop, perspective_crop
 from pam_aug.estimators.simplehand_net import NetConfig, SimpleHandNet, fold_batch_norm, normalise_pixels
@@ -160,10 +160,9 @@ def load_net(path: Path) -> SimpleHandNet:
         ) from error
     except SafetensorError as error:
         raise SchemaError(f"{path}: not a safetensors file ({error}); copy it again", path=str(path)) from error
-    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in info["net"].items()}
     try:
-        config = replace(NetConfig(), **fields)
-    except (TypeError, PamAugError) as error:
+        config = NetConfig.of(info["net"])
+    except (TypeError, ConfigError) as error:
         raise ConfigError(f"{path.with_suffix('.json')}: not a network of this version ({error})") from error
     net = SimpleHandNet(config, torch.zeros(21, 778))
     try:

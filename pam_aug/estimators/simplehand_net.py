@@ -7,8 +7,9 @@ who reads a left hand mirrors it before and after.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -31,7 +32,10 @@ class NetConfig:
 
     `pixels` names channel order and normalisation: "rgb_half" is RGB/255 - 0.5, "legacy_bgr_half" the published
     network's BGR/255 - 0.5, "imagenet_rgb" RGB with ImageNet's mean and deviation. `joints` says how joints follow from
-    vertices (see `joint_map`). Vertices are relative to `root`, times `output_scale_m` metres.
+    vertices (see `joint_map`). Vertices are relative to `root`, times `output_scale_m` metres. `mixers` are the three
+    stages' token mixers; the paper finds that "identity" loses little, and over 336 tokens on a CPU attention is half
+    the head's time. `uv_head` is the published "pooled" (a linear layer on the mean feature) or "heatmap" (the mean
+    position under a softmax over the deconvolved map; Sun et al., ECCV 2018), which learns positions much sooner.
     """
 
     backbone: str = "small"
@@ -44,6 +48,8 @@ class NetConfig:
     depths: tuple[int, ...] = (2, 3, 4, 2)
     dims: tuple[int, ...] = (128, 64, 32)
     heads: int = 2
+    mixers: tuple[str, ...] = ("attention", "attention", "attention")
+    uv_head: str = "pooled"
     deconv_stride: int = 4
     output_scale_m: float = 0.1
 
@@ -61,10 +67,23 @@ class NetConfig:
             problems.append("widths and depths have one entry per backbone stage, dims three")
         if self.dims[0] % 4 or any(d % self.heads for d in self.dims):
             problems.append(f"dims {self.dims}: the first is a multiple of 4, all of heads={self.heads}")
+        if self.uv_head not in ("pooled", "heatmap"):
+            problems.append(f"uv_head {self.uv_head!r}: choose pooled or heatmap")
+        if len(self.mixers) != 3 or not set(self.mixers) <= {"attention", "identity"}:
+            problems.append(f"mixers {self.mixers}: three of attention, identity")
         if self.input_px % (2 ** (len(self.widths) + 1)):
             problems.append(f"input_px {self.input_px}: a multiple of {2 ** (len(self.widths) + 1)}")
         if problems:
             raise ConfigError("; ".join(problems), problems=problems)
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "NetConfig":
+        """The configuration of plain data, as a recipe or a weight file's .json has it. Raises ConfigError."""
+        unknown = sorted(set(fields) - set(cls.__dataclass_fields__))
+        if unknown:
+            raise ConfigError(f"net has no {', '.join(unknown)}; it has {', '.join(cls.__dataclass_fields__)}")
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}
+        return cls(**values)
 
     @property
     def root_index(self) -> int:
@@ -107,7 +126,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn(self.conv(x))
-        return functional.relu(x + y if self.identity else y)
+        # In place: on CPUs the time of these goes into fresh memory, and no gradient needs the overwritten values.
+        return (y.add_(x) if self.identity else y).relu_()
 
 
 class SmallBackbone(nn.Sequential):
@@ -146,17 +166,20 @@ class Mlp(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm transformer block."""
+    """Pre-norm transformer block; without heads, its MLP half only."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim)
-        self.token_mixer = SelfAttention(dim, heads, batch_first=True)
+        if heads:
+            self.norm1 = nn.LayerNorm(dim)
+            self.token_mixer = SelfAttention(dim, heads, batch_first=True)
+        self.heads = heads
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.token_mixer(self.norm1(x))
+        if self.heads:
+            x = x + self.token_mixer(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
 
@@ -187,11 +210,30 @@ def sine_position(height: int, width: int, dim: int) -> Float[Tensor, "1 dim h w
     return both.permute(2, 0, 1)[None].contiguous()
 
 
+class HeatmapHead(nn.Module):
+    """Image positions as the mean cell under a softmax, one map per joint; cell i of s is at (i + 1/2) / s."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(width, N_JOINTS, 1)
+
+    def forward(self, grid_map: Float[Tensor, "n d h w"]) -> Float[Tensor, "n 21 2"]:
+        weight = self.conv(grid_map).float().flatten(2).softmax(2).unflatten(2, grid_map.shape[2:])
+        across, down = weight.sum(2), weight.sum(3)
+        return torch.stack((_mean_cell(across), _mean_cell(down)), 2)
+
+
+def _mean_cell(weight: Float[Tensor, "n 21 s"]) -> Float[Tensor, "n 21"]:
+    size = weight.shape[2]
+    return weight @ ((torch.arange(size, device=weight.device) + 0.5) / size)
+
+
 class MeshHead(nn.Module):
     """Tokens at the predicted joints, mixed and multiplied to 778 vertices."""
 
-    def __init__(self, width: int, dims: Sequence[int], heads: int, stride: int) -> None:
+    def __init__(self, width: int, config: NetConfig) -> None:
         super().__init__()
+        dims, stride = config.dims, config.deconv_stride
         self.deconv = nn.Sequential(
             nn.ConvTranspose2d(width, dims[0], stride, stride, bias=False), nn.BatchNorm2d(dims[0]), nn.ReLU()
         )
@@ -201,13 +243,15 @@ class MeshHead(nn.Module):
             nn.init.trunc_normal_(embedding, std=0.02)
             self.register_parameter(f"pos_emb_{k + 1}", nn.Parameter(embedding))
             self.add_module(f"proj_{k + 1}", nn.Linear(widths_in[k], dims[k]))
+            heads = config.heads if config.mixers[k] == "attention" else 0
             self.add_module(f"encoder_{k + 1}", nn.Sequential(EncoderBlock(dims[k], heads)))
             self.add_module(f"upsample_{k + 1}", TokenUpsample(TOKENS[k], TOKENS[k + 1]))
         self.pred_final = nn.Linear(dims[2], 3)
 
-    def forward(self, features: Tensor, uv: Float[Tensor, "n 21 2"]) -> Float[Tensor, "n 778 3"]:
-        grid_map = self.deconv(features)
-        grid_map = grid_map.float() + sine_position(*grid_map.shape[2:], grid_map.shape[1]).to(grid_map.device)
+    def forward(self, grid_map: Float[Tensor, "n d h w"], uv: Float[Tensor, "n 21 2"]) -> Float[Tensor, "n 778 3"]:
+        grid_map = grid_map.float() + sine_position(grid_map.shape[2], grid_map.shape[3], grid_map.shape[1]).to(
+            grid_map.device
+        )
         grid = (2.0 * (uv - 0.5)).clamp(-1.0, 1.0)[:, :, None]
         tokens = functional.grid_sample(grid_map, grid, align_corners=True)[..., 0].transpose(1, 2)
         for k in (1, 2, 3):
@@ -226,15 +270,21 @@ class SimpleHandNet(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = SmallBackbone(config.widths, config.depths)
-        self.keypoints_2d_head = nn.Linear(config.widths[-1], 2 * N_JOINTS)
-        self.mesh_head = MeshHead(config.widths[-1], config.dims, config.heads, config.deconv_stride)
+        self.keypoints_2d_head: nn.Linear | HeatmapHead
+        if config.uv_head == "pooled":
+            self.keypoints_2d_head = nn.Linear(config.widths[-1], 2 * N_JOINTS)
+            nn.init.constant_(self.keypoints_2d_head.bias, 0.5)
+        else:
+            self.keypoints_2d_head = HeatmapHead(config.dims[0])
+        self.mesh_head = MeshHead(config.widths[-1], config)
         self.register_buffer("joint_map", joint_map.float())
-        nn.init.constant_(self.keypoints_2d_head.bias, 0.5)
 
     def forward(self, x: Float[Tensor, "n 3 s s"]) -> NetOutput:
         features = self.backbone(x)
-        uv = self.keypoints_2d_head(features.mean((2, 3))).float().view(-1, N_JOINTS, 2)
-        verts = self.mesh_head(features, uv) * self.config.output_scale_m
+        grid_map = self.mesh_head.deconv(features)
+        pooled = isinstance(self.keypoints_2d_head, nn.Linear)
+        uv = self.keypoints_2d_head(features.mean((2, 3)) if pooled else grid_map).float().view(-1, N_JOINTS, 2)
+        verts = self.mesh_head(grid_map, uv) * self.config.output_scale_m
         with torch.autocast(verts.device.type, enabled=False):
             return NetOutput(uv, verts, self.joint_map @ verts)
 

@@ -1,0 +1,88 @@
+"""What a training run is made of. A recipe is a YAML file of these fields."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from pam_aug.errors import ConfigError
+
+__all__ = ["AugmentConfig", "PoolConfig", "TrainConfig"]
+
+
+def _train_source() -> dict[str, Any]:
+    return {"converter": "demo-rollouts", "split": "train", "size": [192, 192], "fill": [0.4, 0.65]}
+
+
+def _test_source() -> dict[str, Any]:
+    return {"converter": "demo-rollouts", "split": "test"}
+
+
+@dataclass(frozen=True)
+class PoolConfig:
+    """Images to train on or to measure with: `inputs` items of `source`, each drawn `appearances` times."""
+
+    source: dict[str, Any] = field(default_factory=_train_source)
+    inputs: int = 16_000
+    appearances: int = 4
+    generator: str = "rendered"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Chances and ranges of the augmentations; all are drawn per crop. Turns are uniform over the circle."""
+
+    scale: list[float] = field(default_factory=lambda: [0.85, 1.2])  # times the crop's side
+    shift: float = 0.08  # of the box's side, both ways
+    occlude: float = 0.3
+    blur: float = 0.25
+    noise: float = 0.25
+    jpeg: float = 0.25
+    shrink: float = 0.15  # to a third at worst, and back
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run. It is counted in iterations, so that more data never means more training.
+
+    The learning rate rises over `warmup` iterations and falls to zero over the last `decay`. `ema` is the decay of the
+    averaged weights, which are what is kept. `threads` are torch's; `loaders` and `render_workers` the processes that
+    make crops and images (0: this one). The images made from `held_out` are only measured on.
+    """
+
+    schema: int = 1
+    name: str = "simplehand_small"
+    seed: int = 0
+    net: dict[str, Any] = field(default_factory=dict)
+    pool: PoolConfig = field(default_factory=PoolConfig)
+    held_out: PoolConfig = field(
+        default_factory=lambda: PoolConfig(source=_test_source(), inputs=2000, appearances=1, seed=1)
+    )
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    iterations: int = 10_000
+    batch: int = 64
+    lr: float = 1.0e-3
+    weight_decay: float = 1.0e-2
+    warmup: int = 500
+    decay: int = 3000
+    ema: float = 0.999
+    clip_norm: float = 1.0
+    weight_uv: float = 1.0
+    weight_joints: float = 10.0
+    weight_verts: float = 10.0
+    bfloat16: bool = True
+    threads: int = 1
+    loaders: int = 1
+    render_workers: int = 2
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        positive = ("iterations", "batch", "threads", "checkpoint_every")
+        problems = [f"{name}: must be at least 1" for name in positive if getattr(self, name) < 1]
+        if self.schema != 1:
+            problems.append(f"schema: {self.schema} is not known, this library reads 1")
+        if self.warmup < 0 or self.decay < 0 or self.warmup + self.decay > self.iterations:
+            problems.append(f"warmup {self.warmup} and decay {self.decay} do not fit {self.iterations} iterations")
+        if not 0 <= self.ema < 1:
+            problems.append(f"ema: {self.ema} is no decay; 0 turns averaging off")
+        if problems:
+            raise ConfigError("; ".join(problems), problems=problems)

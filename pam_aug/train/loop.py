@@ -1,0 +1,227 @@
+"""Training of SimpleHand: a pool is rendered, crops are drawn from it, the averaged weights are kept and measured."""
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from pam_aug.config import config_hash, resolve, to_dict
+from pam_aug.errors import BackendError, ResumeMismatch
+from pam_aug.estimators.joint_map import fit_joint_map
+from pam_aug.estimators.simplehand import predict, save_net
+from pam_aug.estimators.simplehand_net import NetConfig, NetOutput, SimpleHandNet, normalise_pixels
+from pam_aug.geometry import pa_mpjpe_mm, root_aligned_mpjpe_mm
+from pam_aug.hand import load_open_hand
+from pam_aug.train.config import PoolConfig, TrainConfig
+from pam_aug.train.crops import Batch, CropBatches, crop_with_label
+from pam_aug.train.pool import Pool, open_pool, render_pool
+
+__all__ = ["held_out_errors", "losses", "parameter_groups", "run", "train_net"]
+
+# Not part of what is trained: a run may go on with other values.
+_RUNTIME = ("threads", "loaders", "render_workers", "checkpoint_every")
+
+
+def run(recipe: Mapping[str, Any], out: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Do a training recipe into `out`, going on where an earlier run stopped; returns the measured figures.
+
+    Writes `<name>.safetensors` and `<name>.json`. Raises ConfigError for a recipe that cannot be run, ResumeMismatch
+    where `out` holds a run of another recipe.
+    """
+    config = resolve(TrainConfig, recipe, overrides, where="training recipe")
+    net_config = NetConfig.of(config.net)
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(config, out)
+    pool = _pool(config, config.pool, out / "pool-train")
+    hand = load_open_hand("right")
+    torch.manual_seed(config.seed)
+    net = SimpleHandNet(net_config, torch.from_numpy(fit_joint_map(hand, net_config.joints, net_config.tips)))  # type: ignore[arg-type]
+    averaged, seconds = train_net(config, net, pool, out)
+    figures = held_out_errors(averaged, _pool(config, config.held_out, out / "pool-held-out"))
+    info = {
+        "recipe": config.name,
+        "seed": config.seed,
+        "iterations": config.iterations,
+        "batch": config.batch,
+        "training_images": len(pool),
+        "training_s": round(seconds),
+        "hand_model": hand.name,
+        "hand_model_sha256": hand.sha256,
+        "recipe_sha256": config_hash(_pixels(config)),
+        "held_out": figures,
+    }
+    save_net(averaged, out / f"{config.name}.safetensors", info)
+    return figures
+
+
+def train_net(config: TrainConfig, net: SimpleHandNet, pool: Pool, out: Path) -> tuple[SimpleHandNet, float]:
+    """Train `net` from a pool; returns the averaged network, in evaluation mode, and the seconds that it took.
+
+    `out/checkpoint.pt` is written every `checkpoint_every` iterations and read at the start; `out/log.jsonl` gets a
+    line every 100 iterations. Raises BackendError where the loss is not finite.
+    """
+    torch.set_num_threads(config.threads)
+    net.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    averaged = copy.deepcopy(net).requires_grad_(False)
+    optimizer = torch.optim.AdamW(parameter_groups(net, config.weight_decay), lr=config.lr, fused=True)
+    done, seconds = _restore(out / "checkpoint.pt", net, averaged, optimizer)
+    sums, began = np.zeros(4), time.perf_counter()
+    bar = tqdm(total=config.iterations, initial=done, unit="iteration", disable=None)
+    for i, batch in zip(range(done, config.iterations), _batches(config, net.config, pool, done), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = config.lr * schedule(i, config)
+        parts = _step(config, net, optimizer, batch)
+        _average(averaged, net, min(config.ema, (1 + i) / (10 + i)))
+        sums += [*(float(p) for p in parts), 1.0]
+        bar.update()
+        last = i + 1 == config.iterations
+        if (i + 1) % 100 == 0 or last:
+            uv, joints, verts = sums[:3] / sums[3]
+            if not math.isfinite(uv + joints + verts):
+                raise BackendError(f"the loss is not finite at iteration {i + 1}; lower lr ({config.lr})", iteration=i)
+            spent = seconds + time.perf_counter() - began
+            line = {
+                "iteration": i + 1,
+                "uv": uv,
+                "joints_mm": 1e3 * joints,
+                "verts_mm": 1e3 * verts,
+                "s": round(spent, 1),
+            }
+            with open(out / "log.jsonl", "a", encoding="utf-8") as log:
+                log.write(json.dumps(line) + "\n")
+            bar.set_postfix_str(f"joints {1e3 * joints:.1f} mm")
+            sums[:] = 0
+        if (i + 1) % config.checkpoint_every == 0 or last:
+            _save(out / "checkpoint.pt", i + 1, seconds + time.perf_counter() - began, net, averaged, optimizer)
+    bar.close()
+    return averaged.eval(), seconds + time.perf_counter() - began
+
+
+def schedule(iteration: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate: a linear rise, a plateau, and a linear fall to zero at the end.
+
+    Unlike a cosine's, the plateau's iterations do not depend on how long the run is.
+    """
+    rise = (iteration + 1) / config.warmup if config.warmup else 1.0
+    fall = (config.iterations - iteration) / config.decay if config.decay else 1.0
+    return min(1.0, rise, fall)
+
+
+def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices and kernels decay; biases, norms and position embeddings do not."""
+    decay, free = [], []
+    for name, parameter in net.named_parameters():
+        (free if parameter.ndim < 2 or "pos_emb" in name else decay).append(parameter)
+    return [{"params": decay, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
+
+
+def losses(out: NetOutput, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """L1 errors of image positions (crop units), joints and vertices (metres), summed over axes, averaged over points
+    and hands: SimpleHand's losses, with every hand valid."""
+    return (
+        (out.uv - batch.uv).abs().sum(-1).mean(),
+        (out.joints_m - batch.joints_m).abs().sum(-1).mean(),
+        (out.verts_m - batch.verts_m).abs().sum(-1).mean(),
+    )
+
+
+def held_out_errors(net: SimpleHandNet, pool: Pool, block: int = 50) -> dict[str, Any]:
+    """Errors (mm) over all images of a pool, joints relative to the network's root, seen as the estimator sees them."""
+    rng = np.random.default_rng(0)  # nothing is drawn without augmentation
+    root_mm, pa_mm = [], []
+    for first in range(0, len(pool), block):
+        rows = range(first, min(first + block, len(pool)))
+        crops, _, joints, _ = (
+            np.stack(column) for column in zip(*(crop_with_label(pool, r, net.config, None, rng) for r in rows))
+        )
+        found = predict(net, crops)[2]
+        root_mm.append(root_aligned_mpjpe_mm(found, joints, net.config.root_index))
+        pa_mm.append(pa_mpjpe_mm(found, joints))
+    return {
+        "images": len(pool),
+        "root": net.config.root,
+        "mpjpe_mm": round(float(np.concatenate(root_mm).mean()), 3),
+        "pa_mpjpe_mm": round(float(np.concatenate(pa_mm).mean()), 3),
+    }
+
+
+def _step(
+    config: TrainConfig, net: SimpleHandNet, optimizer: torch.optim.Optimizer, batch: Batch
+) -> tuple[Tensor, ...]:
+    x = normalise_pixels(batch.crops, net.config.pixels)
+    with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
+        out = net(x)
+    parts = losses(out, batch)
+    weights = (config.weight_uv, config.weight_joints, config.weight_verts)
+    loss = sum(w * part for w, part in zip(weights, parts, strict=True))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[union-attr]
+    nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
+    optimizer.step()
+    return tuple(part.detach() for part in parts)
+
+
+def _batches(config: TrainConfig, net: NetConfig, pool: Pool, done: int) -> Iterator[Batch]:
+    batches = CropBatches(pool, net, config.augment, config.batch, config.iterations, config.seed)
+    todo = range(done, config.iterations)
+    return iter(DataLoader(batches, batch_size=None, sampler=todo, num_workers=config.loaders))
+
+
+@torch.no_grad()
+def _average(averaged: nn.Module, net: nn.Module, decay: float) -> None:
+    """Running statistics are averaged like weights: they must belong to the weights beside them."""
+    kept, new = averaged.state_dict(), net.state_dict()
+    names = [name for name, value in kept.items() if value.is_floating_point()]
+    for name in names:
+        kept[name].lerp_(new[name], 1.0 - decay)
+
+
+def _pool(config: TrainConfig, section: PoolConfig, folder: Path) -> Pool:
+    render_pool(section, folder, config.render_workers)
+    return open_pool(section, folder)
+
+
+def _pixels(config: TrainConfig) -> dict[str, Any]:
+    return {name: value for name, value in to_dict(config).items() if name not in _RUNTIME}
+
+
+def _claim(config: TrainConfig, out: Path) -> None:
+    """Write the configuration into a new folder, or check that an old one holds the same."""
+    path, mine = out / "train.json", json.loads(json.dumps(_pixels(config)))
+    if not path.is_file():
+        path.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
+        return
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    changed = sorted(name for name in mine if mine[name] != theirs.get(name))
+    if changed:
+        raise ResumeMismatch(
+            f"{out}: holds a training run with another {', '.join(changed)}; take another folder, or the old values",
+            fields=changed,
+        )
+
+
+def _save(path: Path, done: int, seconds: float, net: nn.Module, averaged: nn.Module, optimizer: Any) -> None:
+    state = {"done": done, "seconds": seconds, "net": net.state_dict(), "averaged": averaged.state_dict()}
+    temporary = path.with_suffix(".tmp")
+    torch.save({**state, "optimizer": optimizer.state_dict()}, temporary)
+    os.replace(temporary, path)
+
+
+def _restore(path: Path, net: nn.Module, averaged: nn.Module, optimizer: Any) -> tuple[int, float]:
+    if not path.is_file():
+        return 0, 0.0
+    state = torch.load(path, weights_only=True)
+    net.load_state_dict(state["net"])
+    averaged.load_state_dict(state["averaged"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["done"], state["seconds"]
