@@ -16,13 +16,14 @@ from jaxtyping import Float, Int
 
 from pam_aug.geometry import rigid_matrix, transform_points
 from pam_aug.hand import HandAssets, HandLayer, load_open_hand
-from pam_aug.render.forearm import ForearmShape, build_forearm, wrist_loop
+from pam_aug.render.forearm import ForearmShape, wrist_loop
 from pam_aug.render.surface import corner_normals
 from pam_aug.rollouts.label import pose_hand
 from pam_aug.schema import Camera
 
 from .demo_denoise import denoise
 from .demo_looks import draw_object_colours, draw_room, draw_skin, draw_table, linear
+from .demo_meshes import halved, refined, vertex_normals, with_arm
 from .demo_scenes import pose
 from .demo_sequences import Sequence, View
 from .demo_shapes import make_shape
@@ -81,8 +82,8 @@ def trace(sequence: Sequence, view: View, seed: int, spp: int) -> Float[np.ndarr
     look = _look(sequence)
     skin = look.skin
     verts, joints = pose(view.hand)
-    bare, _, sleeve = _with_arm(verts, joints, load_open_hand(sequence.side).f, skin.loop, skin.arm)
-    skin_verts, skin_normals = _refined(bare, skin)
+    bare, _, sleeve = with_arm(verts, joints, load_open_hand(sequence.side).f, skin.loop, skin.arm)
+    skin_verts, skin_normals = refined(bare, skin.faces, skin.edges)
     T = view.T_world_obj
     scene: dict[str, Any] = dict(look.fixed)
     scene["sensor"] = _sensor(view.camera)
@@ -90,7 +91,9 @@ def trace(sequence: Sequence, view: View, seed: int, spp: int) -> Float[np.ndarr
     if sleeve is not None:
         cloth_verts, cloth_faces = sleeve
         colour = {"type": "principled", "base_color": _rgb(look.cloth), "roughness": 0.9, "sheen": 0.6}
-        scene["sleeve"] = _mesh("sleeve", cloth_verts, cloth_faces, _normals(cloth_verts, cloth_faces), colour, None)
+        scene["sleeve"] = _mesh(
+            "sleeve", cloth_verts, cloth_faces, vertex_normals(cloth_verts, cloth_faces), colour, None
+        )
     object_verts = transform_points(T, look.object_verts)
     order = np.arange(len(object_verts)).reshape(-1, 3)
     turned = look.object_normals @ T[:3, :3].T
@@ -124,7 +127,7 @@ def _look(sequence: Sequence) -> _Look:
     for _ in range(3):
         if len(faces) * 4 > 14000:
             break
-        verts, faces, _ = _halved(verts, faces)
+        verts, faces, _ = halved(verts, faces)
     metal = float(rng.random() < 0.15)
     object_bsdf = {
         "type": "principled",
@@ -194,17 +197,17 @@ def _skin(assets: HandAssets, sequence: Sequence, person: np.random.Generator, r
     arm = ForearmShape(
         _ARM_M, (0.0, 0.0), float(person.uniform(0.4, 0.8)), sleeve, float(rng.uniform(0.003, 0.012)), (3, 1)
     )
-    rest, faces, _ = _with_arm(shaped, joints, assets.f, loop, arm)
+    rest, faces, _ = with_arm(shaped, joints, assets.f, loop, arm)
     nail = np.zeros(len(rest))
     nail[: len(assets.nail)] = assets.nail > 0
     edges: list[np.ndarray] = []
     fine = faces
     points, marks = rest, nail[:, None]
     for _ in range(2):
-        both, fine, edge = _halved(np.concatenate([points, marks], 1), fine)
+        both, fine, edge = halved(np.concatenate([points, marks], 1), fine)
         points, marks = both[:, :3], both[:, 3:]
         edges.append(edge)
-    colours = draw_skin(person, assets, points, _normals(points, fine), _soft(marks[:, 0]))
+    colours = draw_skin(person, assets, points, vertex_normals(points, fine), _soft(marks[:, 0]))
     bend = (float(rng.normal(0, 0.15)), float(rng.normal(0, 0.2)))
     return _Skin(loop, faces, fine, tuple(edges), colours, arm._replace(bend_rad=bend))
 
@@ -237,60 +240,6 @@ def _clutter(rng: np.random.Generator, sequence: Sequence) -> list[Any]:
         normals = corner_normals(world, mesh.faces, _CREASE_DEG).reshape(-1, 3)
         things.append(_mesh(f"clutter{i}", corners, order, normals, bsdf, colours))
     return things
-
-
-# --- meshes --------------------------------------------------------------------------------------------------------
-
-
-def _with_arm(
-    verts: np.ndarray, joints21: np.ndarray, hand_faces: np.ndarray, loop: np.ndarray, arm: ForearmShape
-) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray] | None]:
-    """Hand and bare arm as one mesh that shares the wrist's vertices; the sleeve, where there is one, as another."""
-    tube = build_forearm(verts, loop, joints21[0], joints21[9], arm)
-    n = len(loop)
-    row = np.concatenate([loop, len(verts) + np.arange(len(tube.verts_m) - n)])
-    skin_faces = np.concatenate([hand_faces, row[tube.faces[~tube.is_cloth]]])
-    merged = np.concatenate([verts, tube.verts_m[n:]])
-    cloth = None
-    if tube.is_cloth.any():
-        used, faces = np.unique(tube.faces[tube.is_cloth], return_inverse=True)
-        cloth = (tube.verts_m[used], faces.reshape(-1, 3))
-    return merged, skin_faces, cloth
-
-
-def _halved(values: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every triangle as four; returns values with midpoints appended, faces, and the edges that were halved."""
-    pairs = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
-    edges, row = np.unique(pairs, axis=0, return_inverse=True)
-    ab, bc, ca = row.reshape(3, -1) + len(values)
-    a, b, c = faces.T
-    finer = np.concatenate([np.stack(t, 1) for t in ((a, ab, ca), (ab, b, bc), (ca, bc, c), (ab, bc, ca))])
-    return np.concatenate([values, values[edges].mean(1)]), finer, edges
-
-
-def _refined(verts: np.ndarray, skin: _Skin) -> tuple[np.ndarray, np.ndarray]:
-    """The posed hand refined, new vertices lifted onto the smooth surface (Boubekeur and Alexa, "Phong Tessellation",
-    2008), and its normals."""
-    normals = _normals(verts, skin.faces)
-    for edge in skin.edges:
-        a, b = verts[edge[:, 0]], verts[edge[:, 1]]
-        na, nb = normals[edge[:, 0]], normals[edge[:, 1]]
-        middle = 0.5 * (a + b)
-        on_a = middle - np.einsum("ei,ei->e", middle - a, na)[:, None] * na
-        on_b = middle - np.einsum("ei,ei->e", middle - b, nb)[:, None] * nb
-        verts = np.concatenate([verts, 0.4 * middle + 0.6 * 0.5 * (on_a + on_b)])
-        between = na + nb
-        normals = np.concatenate([normals, between / np.linalg.norm(between, axis=1, keepdims=True)])
-    return verts, normals
-
-
-def _normals(verts: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    a, b, c = (verts[faces[:, i]] for i in range(3))
-    cross = np.cross(b - a, c - a)
-    out = np.zeros_like(verts)
-    for i in range(3):
-        np.add.at(out, faces[:, i], cross)
-    return out / np.maximum(np.linalg.norm(out, axis=1, keepdims=True), 1e-12)
 
 
 def _mesh(name: str, verts, faces, normals, bsdf: dict[str, Any], colours: np.ndarray | None) -> Any:
