@@ -2,10 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 
 from pam_aug.errors import SchemaError
+from pam_aug.estimators.base import Estimates
 from pam_aug.evaluate.metrics import best_constant_pose, pck_auc, pose_metrics, separability
-from pam_aug.geometry import euler_to_matrix
+from pam_aug.evaluate.perturb import label_separability, repose
+from pam_aug.geometry import euler_to_matrix, project
+from pam_aug.hand import HandLayer, load_open_hand
+from pam_aug.rollouts.label import hand_label
+from pam_aug.schema import Camera
 
 RNG = np.random.default_rng(0)
 HANDS = RNG.normal(0, 0.03, (5, 21, 3))
@@ -80,3 +86,55 @@ def test_unequal_or_empty_sets_are_refused():
         pose_metrics(HANDS[:0], HANDS[:0])
     with pytest.raises(SchemaError):
         separability(np.zeros(0), np.ones(2))
+
+
+# ------------------------------------------------------------------------------------------------- re-posed labels
+
+
+@pytest.fixture(scope="module")
+def label():
+    layer = HandLayer(load_open_hand("left"), dtype=torch.float64)
+    camera = Camera(256, 256, np.array([[300.0, 0, 127.5], [0, 300, 127.5], [0, 0, 1]]), np.eye(4))
+    zero = np.zeros(3)
+    hand = hand_label(layer, "open_hand", zero, np.full(45, 0.1), np.zeros(10), np.array([0, 0, 0.5]), camera)
+    return hand, camera, layer
+
+
+@pytest.mark.parametrize("kind", ["fingers", "global", "both"])
+def test_reposed_labels_lie_at_the_asked_distance(label, kind):
+    hand, camera, layer = label
+    other = repose(hand, camera, layer, 15.0, kind, np.random.default_rng(3))
+    assert np.allclose(other.joints_cam_m[0], hand.joints_cam_m[0], atol=1e-6)  # the wrist stays
+    moved = np.linalg.norm(other.joints_cam_m - hand.joints_cam_m, axis=1)
+    assert 1000 * moved.mean() == pytest.approx(15.0, abs=0.02)
+    palm = moved[[1, 5, 9, 13, 17]]  # the fingers' bases hang on the wrist
+    assert (palm.max() < 1e-6) == (kind == "fingers")
+    assert other.joints_px == pytest.approx(project(other.joints_cam_m.astype(float), camera.K_px), abs=1e-3)
+
+
+class Knows:
+    """Answers with one hand whatever it is shown; errors of its true label are the noise that it adds."""
+
+    name, version = "knows", "0"
+
+    def __init__(self, hand, noise_m):
+        self.hand, self.noise_m, self.rng = hand, noise_m, np.random.default_rng(0)
+
+    def requires(self):
+        return []
+
+    def estimate(self, images, queries):
+        n = len(images)
+        joints = np.repeat((self.hand.joints_cam_m - self.hand.joints_cam_m[0])[None].astype(float), n, 0)
+        joints += self.rng.normal(0, self.noise_m, joints.shape)
+        return Estimates(joints, np.repeat(self.hand.joints_px[None], n, 0), None, np.ones(n, bool), ("",) * n)
+
+
+def test_a_good_estimator_separates_and_a_blind_one_does_not(label):
+    hand, camera, layer = label
+    inputs = [(hand, camera, [np.zeros((4, 4, 3), np.uint8)] * 6)]
+    layers = {"left": layer}
+    good = label_separability(Knows(hand, 0.002), inputs, layers, [15.0], labels_per_image=2)
+    assert good[15.0].tolist() == [1.0]
+    blind = label_separability(Knows(hand, 0.5), inputs * 8, layers, [15.0])
+    assert 0.25 < blind[15.0].mean() < 0.75

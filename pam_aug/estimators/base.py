@@ -53,6 +53,12 @@ class Estimates:
     def __len__(self) -> int:
         return len(self.valid)
 
+    def row(self, i: int) -> "Estimates":
+        """Estimate `i` alone."""
+        verts = None if self.verts_m is None else self.verts_m[i : i + 1]
+        one = slice(i, i + 1)
+        return Estimates(self.joints_m[one], self.joints_px[one], verts, self.valid[one], self.reasons[one])
+
 
 @runtime_checkable
 class Estimator(Protocol):
