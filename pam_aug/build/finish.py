@@ -33,7 +33,9 @@ class Result:
 
     def as_text(self) -> str:
         s = self.summary
-        lines = [f"real       {s.real_images} images, {s.real_hands} hands"]
+        lines = [
+            f"real half  {s.real_images} images of {', '.join(s.real_datasets) or 'no dataset'}, {s.real_hands} hands"
+        ]
         if s.candidates:
             lines.append(
                 f"synthetic  {s.kept} kept of {s.candidates} candidates from {s.inputs} inputs "
@@ -72,7 +74,7 @@ def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, .
     write_atomic(out / "card.md", dataset_card(out.resolve().name, mix, out / "manifest.parquet").encode())
     summary = summarise(out)
     write_report(out)
-    result = Result(out, summary, notes)
+    result = Result(out, summary, (*notes, *summary.notes))
     if summary.failed_share > FAILURE_BUDGET:
         raise BudgetExceeded(
             f"{summary.failed} candidates and {summary.real_failed} real images failed, {summary.failed_share:.1%} of "

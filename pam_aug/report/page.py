@@ -43,24 +43,26 @@ def write_report(folder: Path) -> Path:
 
 
 def _counts(s: Summary) -> str:
+    hands = f"{s.real_hands} hands" + (f", {s.real_failed} unread" if s.real_failed else "")
     tiles = [
-        (
-            "real images",
-            f"{s.real_images}",
-            f"{s.real_hands} hands" + (f", {s.real_failed} unread" if s.real_failed else ""),
-        ),
+        ("images of " + (", ".join(s.real_datasets) or "no dataset"), f"{s.real_images}", hands),
         ("inputs", f"{s.inputs}", f"{s.candidates} candidates"),
         ("kept", f"{s.kept}", f"median error {_mm(s.kept_err_mm)}"),
         ("rejected", f"{s.rejected}", f"median error {_mm(s.rejected_err_mm)}"),
         ("failed", f"{s.failed}", "of the rejected ones"),
         ("ratio", s.ratio, f"epoch of {s.epoch_hands} hands"),
-        ("reads per epoch", f"{s.real_reads_per_epoch:.2f} / {s.synthetic_reads_per_epoch:.2f}", "real / synthetic"),
+        (
+            "reads per epoch",
+            f"{s.real_reads_per_epoch:.2f} / {s.synthetic_reads_per_epoch:.2f}",
+            "real half / synthetic half",
+        ),
     ]
     cells = "".join(
         f'<div class="tile"><b>{html.escape(value)}</b><span>{html.escape(name)}</span><i>{html.escape(more)}</i></div>'
         for name, value, more in tiles
     )
-    return f'<div class="tiles">{cells}</div>'
+    notes = "".join(f"<p><b>Note:</b> {html.escape(note)}.</p>" for note in s.notes)
+    return f'<div class="tiles">{cells}</div>{notes}'
 
 
 def _scores(rows: list[Candidate]) -> str:
@@ -112,9 +114,7 @@ def _generated(folder: Path, rows: list[Candidate]) -> str:
                 if row is None:
                     continue
                 kind = "kept" if row.verdict.kept else "rejected"
-                caption = f"@{row.index:02d}  {_mm(row.err_mm)}" + (
-                    f"  {row.verdict.reason}" if row.verdict.reason else ""
-                )
+                caption = f"@{row.index:02d}  {row.verdict.reason or _mm(row.err_mm)}"
                 cells[row.input_key][row.index] = cell(reader.image(i), reader.sample(i).hands, caption, kind)
     sheets = [
         sheet(

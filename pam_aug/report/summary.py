@@ -15,6 +15,9 @@ from pam_aug.shards.reader import read_marker
 
 __all__ = ["Summary", "read_all_candidates", "rejected_by_input", "summarise"]
 
+_STAND_INS = ("demo-real",)
+_STAND_IN = "{name} is path-traced and only stands in for a real dataset: it is not real data"
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -36,6 +39,8 @@ class Summary:
     kept_err_mm: float
     rejected_err_mm: float
     reasons: dict[str, int]
+    real_datasets: tuple[str, ...]
+    notes: tuple[str, ...]
 
     @property
     def failed_share(self) -> float:
@@ -63,6 +68,7 @@ def summarise(folder: Path) -> Summary:
     schedule = MixedDataset(folder, batch_size=1).schedule
     reads = dict(zip(sources, schedule.reads_per_epoch))
     sizes = dict(zip(sources, schedule.sizes))
+    datasets = _real_datasets(folder)
     return Summary(
         real_images=real.samples if real else 0,
         real_hands=sizes.get("real", 0),
@@ -79,6 +85,8 @@ def summarise(folder: Path) -> Summary:
         synthetic_reads_per_epoch=reads.get("synthetic", 0.0),
         kept_err_mm=_median([r.err_mm for r in rows if r.verdict.kept]),
         rejected_err_mm=_median([r.err_mm for r in rows if not r.verdict.kept]),
+        real_datasets=datasets,
+        notes=tuple(_STAND_IN.format(name=name) for name in datasets if name in _STAND_INS),
         reasons=dict(Counter(_reason_kind(r) for r in rows if not r.verdict.kept)),
     )
 
@@ -89,6 +97,13 @@ def rejected_by_input(rows: list[Candidate]) -> dict[str, tuple[int, int]]:
     for row in rows:
         table[row.input_key][not row.verdict.kept] += 1
     return {key: (kept, rejected) for key, (kept, rejected) in table.items()}
+
+
+def _real_datasets(folder: Path) -> tuple[str, ...]:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(folder / "manifest.parquet", columns=["dataset", "synthetic"])
+    return tuple(sorted({row["dataset"] for row in table.to_pylist() if not row["synthetic"]}))
 
 
 def _count(path: Path, name: str) -> int:
