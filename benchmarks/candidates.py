@@ -10,20 +10,17 @@ and wrong labels among the candidates of one input, averaged over inputs. `--rea
 the stand-in dataset (needs the rgb extra), where an input has one image and ten wrong labels.
 """
 
-import argparse
-import json
-import platform
 import statistics
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from importlib import metadata
 from multiprocessing import get_context
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
+from rows import parser, print_rows, row
 
 from pam_aug import registry
 from pam_aug.estimators.base import HandQuery
@@ -37,7 +34,6 @@ from pam_aug.seeds import candidate_seed
 
 CANDIDATES = 30
 DISTANCES_MM = (10.0, 15.0, 20.0, 30.0)
-NONE: dict[str, Any] = {"spread": 0.0, "peer": None, "peer_value": None, "ratio": None}
 
 
 def rollouts(count: int, candidates: int) -> Iterator[Shown]:
@@ -78,14 +74,13 @@ def error_rows(estimator: SimpleHandEstimator, inputs: list[Shown], prefix: str)
     ours = pose_metrics(pred, gt)
     peer = pose_metrics(np.broadcast_to(best_constant_pose(gt), gt.shape), gt)
     unit = f"mm, {len(gt)} images"
-    compared = {"spread": 0.0, "peer": "best constant pose"}
+    constant = ("best constant pose", peer.pa_mpjpe_mm)
     return [
-        {"name": f"{prefix}pa_mpjpe_mm", "value": ours.pa_mpjpe_mm, "unit": unit, **compared,
-         "peer_value": peer.pa_mpjpe_mm, "ratio": ours.pa_mpjpe_mm / peer.pa_mpjpe_mm},
-        {"name": f"{prefix}mpjpe_mm", "value": ours.mpjpe_mm, "unit": f"{unit}, wrist on wrist", **NONE},
-        {"name": f"{prefix}pck_auc_0_50mm", "value": ours.auc, "unit": "share", **NONE},
-        {"name": f"{prefix}pa_pck_auc_0_50mm", "value": ours.pa_auc, "unit": "share", **NONE},
-    ]  # fmt: skip
+        row(f"{prefix}pa_mpjpe_mm", ours.pa_mpjpe_mm, unit, *constant),
+        row(f"{prefix}mpjpe_mm", ours.mpjpe_mm, f"{unit}, wrist on wrist"),
+        row(f"{prefix}pck_auc_0_50mm", ours.auc, "share"),
+        row(f"{prefix}pa_pck_auc_0_50mm", ours.pa_auc, "share"),
+    ]
 
 
 def separability_rows(
@@ -94,10 +89,9 @@ def separability_rows(
     layers = {side: HandLayer(load_open_hand(side), dtype=torch.float64) for side in ("right", "left")}
     areas = label_separability(estimator, inputs, layers, DISTANCES_MM, labels_per_image=labels_per_image)
     return [
-        {"name": f"{prefix}auc_{d:g}mm", "value": float(a.mean()), "unit": f"area, {len(a)} inputs", **NONE,
-         "spread": float(a.std() / np.sqrt(len(a)))}
+        row(f"{prefix}auc_{d:g}mm", float(a.mean()), f"area, {len(a)} inputs", spread=float(a.std() / np.sqrt(len(a))))
         for d, a in areas.items()
-    ]  # fmt: skip
+    ]
 
 
 def _one_thread() -> None:
@@ -125,19 +119,15 @@ def speed_row(weights: str, inputs: int, processes: int = 2) -> dict[str, Any]:
     with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
         parts = [pool.submit(score_inputs, weights, p * (inputs + 1), inputs) for p in range(processes)]
         rates = [inputs * CANDIDATES / part.result() for part in parts]
-    spread = statistics.stdev(rates) if len(rates) > 1 else 0.0
-    return {"name": "candidates_per_s", "value": sum(rates), "unit": f"1/s, {processes} processes, 256x256", **NONE,
-            "spread": spread}  # fmt: skip
+    return row("candidates_per_s", sum(rates), f"1/s, {processes} processes, 256x256", spread=statistics.stdev(rates))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer inputs; under two minutes on two cores")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--real", action="store_true", help="also on path-traced images")
-    parser.add_argument("--weights", default="", help="other weights than the bundled ones")
-    parser.add_argument("--skip-speed", action="store_true", help="leave candidates_per_s out")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--real", action="store_true", help="also on path-traced images")
+    options.add_argument("--weights", default="", help="other weights than the bundled ones")
+    options.add_argument("--skip-speed", action="store_true", help="leave candidates_per_s out")
+    arguments = options.parse_args()
     quick = arguments.quick
     _one_thread()
     estimator = SimpleHandEstimator(SimpleHandOptions(weights=arguments.weights))
@@ -147,15 +137,7 @@ def main() -> None:
     if arguments.real:
         inputs = list(stand_in(20 if quick else 160))
         rows += error_rows(estimator, inputs, "stand_in_") + separability_rows(estimator, inputs, "stand_in_", 10)
-    versions = {name: metadata.version(name) for name in ("pam_aug", "torch", "numpy", "opencv-python-headless")}
-    machine = f"{platform.machine()}, {platform.processor() or platform.system()}"
-    result = {"machine": machine, "versions": versions, "estimator": estimator.version, "rows": rows}
-    if arguments.json:
-        print(json.dumps(result))
-        return
-    for row in rows:
-        peer = "" if row["peer"] is None else f"   {row['peer']} {row['peer_value']:.2f}, ratio {row['ratio']:.2f}"
-        print(f"{row['name']:32} {row['value']:8.3f} ± {row['spread']:.3f} {row['unit']}{peer}")
+    print_rows(rows, arguments.json, ("pam_aug", "torch", "numpy", "opencv-python-headless"))
 
 
 if __name__ == "__main__":

@@ -8,10 +8,6 @@ casting gets only the rays of that box. Both run on one core. A last row says ho
 generator takes.
 """
 
-import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import time
@@ -20,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import trimesh
+from rows import parser, print_rows, row
 
 from pam_aug.hand import load_open_hand
 from pam_aug.render.appearance import Piece, prepare, shade
@@ -71,16 +68,6 @@ def cast(parts: list[Part]) -> tuple[np.ndarray, np.ndarray]:
     return depth, seg
 
 
-def row(name: str, values: list[float], unit: str, peer_value: float | None = None) -> dict[str, Any]:
-    values = sorted(values)
-    spread = values[(3 * len(values)) // 4] - values[len(values) // 4] if len(values) > 3 else 0.0
-    value = statistics.median(values)
-    peer = None if peer_value is None else PEER
-    ratio = None if peer_value is None else value / peer_value
-    return {"name": name, "value": value, "unit": unit, "spread": spread, "peer": peer, "peer_value": peer_value,
-            "ratio": ratio}  # fmt: skip
-
-
 def measure(quick: bool) -> list[dict[str, Any]]:
     frames = [frame_parts(k) for k in range(10 if quick else 60)]
     draw(frames[0])
@@ -99,7 +86,7 @@ def measure(quick: bool) -> list[dict[str, Any]]:
         worst_m = max(worst_m, float(np.abs(depth - peer_depth)[same].max()))
         odd += int((seg != peer_seg).sum())
         seen += int((peer_seg > 0).sum())
-    rows = [row("frames_per_s", mine, "frames/s", statistics.median(theirs))]
+    rows = [row("frames_per_s", mine, "frames/s", PEER, statistics.median(theirs))]
     rows.append(row("seg_differing_pixel_share", [odd / seen], "1"))
     rows.append(row("depth_max_abs_diff_m", [worst_m], "m"))
     rows.append(row("rendered_candidates_per_s", candidates(10 if quick else 30, 1 if quick else 4), "images/s"))
@@ -124,10 +111,7 @@ def candidates(per_input: int, inputs: int) -> list[float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
+    options = parser(__doc__).parse_args()
     try:
         metadata.version("embreex")
     except metadata.PackageNotFoundError:
@@ -136,20 +120,7 @@ def main() -> int:
     import cv2
 
     cv2.setNumThreads(1)
-    rows = measure(options.quick)
-    if options.json:
-        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-                   "system": platform.platform()}  # fmt: skip
-        packages = {name: metadata.version(name) for name in ("numpy", "numba", "trimesh", "embreex")}
-        print(
-            json.dumps(
-                {"machine": machine, "versions": {"python": platform.python_version(), **packages}, "rows": rows}
-            )
-        )
-    else:
-        for r in rows:
-            beside = f"   {r['peer']}: {r['peer_value']:,.1f}   ratio {r['ratio']:.1f}" if r["peer"] else ""
-            print(f"{r['name']:28} {r['value']:12,.6g} {r['unit']}  (IQR {r['spread']:,.3g}){beside}")
+    print_rows(measure(options.quick), options.json, ("pam_aug", "numpy", "numba", "trimesh", "embreex"))
     return 0
 
 

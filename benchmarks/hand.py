@@ -7,11 +7,8 @@ where it cannot be imported, it is installed into a virtual environment that is 
 this one's torch.
 """
 
-import argparse
-import json
 import os
 import pickle
-import platform
 import statistics
 import subprocess
 import sys
@@ -20,12 +17,13 @@ import time
 import venv
 import warnings
 from contextlib import redirect_stdout
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rows import parser, print_rows, row
 
 from pam_aug.hand import HandAssets, HandLayer, load_mano, load_open_hand
 
@@ -90,18 +88,6 @@ def compare(ours: HandLayer, peer: Any, batch: int, rounds: int) -> tuple[list[f
     return seconds[0], seconds[1], difference
 
 
-def row(name: str, value: float, unit: str, spread: float, peer_value: float | None) -> dict[str, Any]:
-    return {
-        "name": name,
-        "value": value,
-        "unit": unit,
-        "spread": spread,
-        "peer": None if peer_value is None else SMPLX,
-        "peer_value": peer_value,
-        "ratio": None if peer_value is None else value / peer_value,
-    }
-
-
 def measure(quick: bool) -> list[dict[str, Any]]:
     import smplx
 
@@ -116,33 +102,20 @@ def measure(quick: bool) -> list[dict[str, Any]]:
         mine, theirs, difference = compare(ours, peer, batch, rounds)
         worst = max(worst, difference)
         name = "mano_forward_per_s" if batch == 1024 else f"mano_forward_per_s_batch_{batch}"
-        rates = sorted(batch / s for s in mine)
-        spread = rates[(3 * len(rates)) // 4] - rates[len(rates) // 4]
-        rows.append(row(name, statistics.median(rates), "hands/s", spread, batch / statistics.median(theirs)))
-    rows.append(row("mano_max_abs_diff_m", worst, "m", 0.0, None))
+        rates = [batch / s for s in mine]
+        rows.append(row(name, rates, "hands/s", SMPLX, batch / statistics.median(theirs)))
+    rows.append(row("mano_max_abs_diff_m", worst, "m"))
     return rows
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads for both (default 1)")
-    options = parser.parse_args()
+    arguments = parser(__doc__)
+    arguments.add_argument("--threads", type=int, default=1, help="torch threads for both (default 1)")
+    options = arguments.parse_args()
     if util.find_spec("smplx") is None:
         return rerun_with_smplx()
     torch.set_num_threads(options.threads)
-    rows = measure(options.quick)
-    if options.json:
-        machine = {"cpu": platform.processor() or platform.machine(), "cores": os.cpu_count(),
-                   "threads": options.threads, "system": platform.platform()}  # fmt: skip
-        packages = {name: metadata.version(name) for name in ("torch", "numpy", "smplx")}
-        versions = {"python": platform.python_version(), **packages}
-        print(json.dumps({"machine": machine, "versions": versions, "rows": rows}))
-    else:
-        for r in rows:
-            beside = f"   {r['peer']}: {r['peer_value']:,.0f}   ratio {r['ratio']:.2f}" if r["peer"] else ""
-            print(f"{r['name']:28} {r['value']:12,.6g} {r['unit']}  (IQR {r['spread']:,.3g}){beside}")
+    print_rows(measure(options.quick), options.json, ("pam_aug", "torch", "numpy", "smplx"))
     return 0
 
 

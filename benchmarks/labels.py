@@ -5,10 +5,7 @@
 Scenes of the bundled rollouts as the bundled generator draws them, all view directions, both hands. There is no peer.
 """
 
-import argparse
-import json
-import platform
-from importlib import metadata
+from rows import parser, print_rows, row
 
 from pam_aug import registry
 from pam_aug.evaluate.label_check import LabelCheck, check_labels
@@ -29,25 +26,14 @@ def measure(images: int) -> LabelCheck:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="fewer images")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
-    images = 150 if arguments.quick else 500
+    options = parser(__doc__).parse_args()
+    images = 150 if options.quick else 500
     found = measure(images)
-    none = {"spread": 0.0, "peer": None, "peer_value": None, "ratio": None}
     rows = [
-        {"name": "joints_on_scene_share", "value": found.on_scene / found.inside, "unit": "share", **none},
-        {"name": "visible_joints_depth_true_share", "value": found.depth_true / found.visible, "unit": "share", **none},
-        {"name": "joints_inside", "value": found.inside, "unit": f"joints of {images} images", **none},
+        row("joints_on_scene_share", found.on_scene / found.inside, f"of {found.inside} joints in {images} images"),
+        row("visible_joints_depth_true_share", found.depth_true / found.visible, f"of {found.visible} joints"),
     ]
-    versions = {name: metadata.version(name) for name in ("pam_aug", "numpy", "numba")}
-    result = {"machine": f"{platform.machine()}, {platform.processor()}", "versions": versions, "rows": rows}
-    print(
-        json.dumps(result)
-        if arguments.json
-        else "\n".join(f"{r['name']:34} {r['value']:.5f} {r['unit']}" for r in rows)
-    )
+    print_rows(rows, options.json, ("pam_aug", "numpy", "numba"))
 
 
 if __name__ == "__main__":
