@@ -1,5 +1,6 @@
 """The command line. Commands are thin; nothing heavy is imported before a command needs it."""
 
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -125,36 +126,32 @@ def train(
     set_: Set = None,
 ) -> None:
     """Train an estimator from a recipe. The same command on the same folder resumes."""
-    from pam_aug.recipes import load_recipe
     from pam_aug.train import run
 
-    run(load_recipe(recipe), out, overrides=set_ or [])
+    run(_recipes().load_recipe(recipe), out, overrides=set_ or [])
 
 
 @recipes_app.command("ls")
 def recipes_ls(as_json: Json = False) -> None:
     """List the bundled recipes, each with its first line."""
-    from pam_aug.recipes import recipe_names, recipe_text
 
-    rows = {name: recipe_text(name).splitlines()[0].lstrip("# ") for name in recipe_names()}
+    rows = {name: _recipes().recipe_text(name).splitlines()[0].lstrip("# ") for name in _recipes().recipe_names()}
     typer.echo(json.dumps(rows) if as_json else "\n".join(f"{name:24} {line}" for name, line in rows.items()))
 
 
 @recipes_app.command("show")
 def recipes_show(name: str) -> None:
     """Print a bundled recipe."""
-    from pam_aug.recipes import recipe_text
 
-    typer.echo(recipe_text(name), nl=False)
+    typer.echo(_recipes().recipe_text(name), nl=False)
 
 
 @recipes_app.command("cp")
 def recipes_cp(name: str, folder: Annotated[Path, typer.Argument(help="Where to copy it.")] = Path(".")) -> None:
     """Copy a bundled recipe, to be edited and run by its path. An existing file is not overwritten."""
-    from pam_aug.recipes import recipe_text
 
     path = folder / f"{name}.yaml" if folder.is_dir() else folder
-    text = recipe_text(name)
+    text = _recipes().recipe_text(name)
     try:
         with open(path, "x", encoding="utf-8") as file:
             file.write(text)
@@ -175,12 +172,16 @@ def _build(
     from pam_aug.build.config import BuildConfig
     from pam_aug.build.run import plan, run_build
     from pam_aug.config import resolve
-    from pam_aug.recipes import load_recipe
 
-    tree = load_recipe(recipe) if recipe else {}
+    tree = _recipes().load_recipe(recipe) if recipe else {}
     config = resolve(BuildConfig, tree, overrides, where=f"recipe {recipe}" if recipe else "")
     result = plan(config, parts) if dry_run else run_build(config, out, parts, workers)
     typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+
+
+def _recipes() -> Any:
+    """The recipes folder, by name: it stands beside this package in the repository, where type checkers miss it."""
+    return importlib.import_module("pam_aug.recipes")
 
 
 def _overrides(values: dict[str, Any], set_: list[str] | None) -> list[str]:

@@ -5,11 +5,11 @@ import os
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-from pathlib import Path
+from pathlib import Path  # noqa: E402
 
-import cv2
-import pytest
-import torch
+import cv2  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 cv2.setNumThreads(0)

@@ -53,13 +53,14 @@ def check_labels(scene: Scene, drawn: Conditions, tolerance_px: int = 1) -> Labe
             seg, depth = drawn.seg[window], drawn.depth_m[window]
             flesh = np.isin(seg, (SEG_RIGHT_HAND, SEG_LEFT_HAND, SEG_FOREARM))
             in_front = (seg > 0) & (depth < z)
-            visible = near_skin[joint, v, u]
+            visible = bool(near_skin[joint, v, u])
+            skin_z = float(drawn.depth_m[v, u])
             total = total.plus(
                 LabelCheck(
                     inside=1,
                     on_scene=int((flesh | in_front).any()),
                     visible=int(visible),
-                    depth_true=int(visible and _is_flesh_between(mesh, K_px, (u, v), drawn.depth_m[v, u], z)),
+                    depth_true=int(visible and _is_flesh_between(mesh, K_px, (u, v), skin_z, float(z))),
                 )
             )
     return total
