@@ -10,11 +10,18 @@ from pam_aug.estimators.base import Estimator, HandQuery
 from pam_aug.estimators.crop import perspective_crop
 from pam_aug.estimators.joint_map import fit_joint_map
 from pam_aug.estimators.simplehand import SimpleHandEstimator, SimpleHandOptions, load_net, save_net
-from pam_aug.estimators.simplehand_net import HeatmapHead, NetConfig, SimpleHandNet, fold_batch_norm, normalise_pixels
+from pam_aug.estimators.simplehand_net import (
+    NetConfig,
+    SimpleHandNet,
+    fold_batch_norm,
+    mean_position,
+    normalise_pixels,
+)
 from pam_aug.geometry import flip_intrinsics, project
 from pam_aug.hand import HandLayer, load_open_hand
 
-TINY = NetConfig(input_px=64, widths=(16, 16, 24, 32), depths=(1, 1, 1, 1), dims=(32, 16, 8), heads=2)
+TINY_FIELDS = {"input_px": 64, "widths": [16, 16, 24, 32], "depths": [1, 1, 1, 1], "dims": [32, 16, 8], "heads": 2}
+TINY = NetConfig.of(TINY_FIELDS)
 K = np.array([[300.0, 2.0, 150], [0, 290, 90], [0, 0, 1]])
 BOX = np.array([180.0, 60, 260, 130])
 
@@ -72,15 +79,21 @@ def test_the_published_width_has_the_published_size():
 
 
 def test_the_heatmap_head_takes_the_mean_cell():
-    head = HeatmapHead(1)
-    with torch.no_grad():
-        head.conv.weight.fill_(100.0)
-        head.conv.bias.zero_()
-    cells = torch.zeros(1, 1, 4, 8)
-    cells[0, 0, 3, 2] = 1.0
-    assert head(cells)[0, 5].tolist() == pytest.approx([2.5 / 8, 3.5 / 4])
-    cells[0, 0, 3, 5] = 1.0
-    assert head(cells)[0, 5].tolist() == pytest.approx([4 / 8, 3.5 / 4])
+    logits = torch.zeros(1, 21, 4, 8)
+    logits[0, :, 3, 2] = 100.0
+    assert mean_position(logits)[0, 5].tolist() == pytest.approx([2.5 / 8, 3.5 / 4])
+    logits[0, :, 3, 5] = 100.0
+    assert mean_position(logits)[0, 5].tolist() == pytest.approx([4 / 8, 3.5 / 4])
+
+
+def test_a_pyramid_has_the_map_of_its_deconvolution_and_gives_heat():
+    config = NetConfig.of({**TINY_FIELDS, "uv_head": "heatmap", "token_map": "pyramid"})
+    net = SimpleHandNet(config, torch.zeros(21, 778)).eval()
+    x = torch.rand(2, 3, 64, 64)
+    out = net(x)
+    assert out.heat.shape == (2, 21, 8, 8)
+    assert torch.allclose(mean_position(out.heat), out.uv)
+    assert torch.allclose(fold_batch_norm(net)(x).verts_m, out.verts_m, atol=1e-6)
 
 
 def test_joints_are_the_map_of_the_vertices():
@@ -108,9 +121,16 @@ def test_pixel_forms():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"backbone": "x"}, {"pixels": "x"}, {"root": "x"}, {"joints": "x"}, {"input_px": 100},
-              {"dims": (30, 16, 8)}, {"depths": (1,)}, {"uv_head": "x"}, {"mixers": ("attention", "conv", "identity")}]
-)  # fmt: skip
+    "wrong",
+    [
+        *({name: "x"} for name in ("backbone", "pixels", "root", "joints", "uv_head", "token_map")),
+        {"token_map": "pyramid", "deconv_stride": 2},
+        {"mixers": ("attention", "conv", "identity")},
+        {"input_px": 100},
+        {"dims": (30, 16, 8)},
+        {"depths": (1,)},
+    ],
+)
 def test_networks_that_cannot_be_built_are_refused(wrong):
     with pytest.raises(ConfigError):
         NetConfig(**wrong)

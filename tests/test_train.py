@@ -16,11 +16,11 @@ from pam_aug.recipes import load_recipe
 from pam_aug.train import run
 from pam_aug.train.config import AugmentConfig, PoolConfig, TrainConfig
 from pam_aug.train.crops import CropBatches, augment_pixels, crop_with_label
-from pam_aug.train.loop import losses, parameter_groups, schedule
+from pam_aug.train.loop import heat_loss, losses, parameter_groups, schedule
 from pam_aug.train.pool import open_pool, render_pool
 
 NET = {"input_px": 64, "widths": [16, 24, 32, 48], "depths": [1, 1, 1, 1], "dims": [32, 16, 8],
-       "mixers": ["attention", "identity", "identity"], "uv_head": "heatmap"}  # fmt: skip
+       "mixers": ["attention", "identity", "identity"], "uv_head": "heatmap", "token_map": "pyramid"}  # fmt: skip
 SOURCE = {"converter": "demo-rollouts", "size": [64, 64], "fill": [0.4, 0.6]}
 
 
@@ -121,6 +121,15 @@ def test_the_schedule_is_a_trapezoid():
     assert schedule(0, TrainConfig(iterations=9, warmup=0, decay=0)) == 1.0
 
 
+def test_the_heat_loss_is_the_cross_entropy_with_the_four_nearest_cells():
+    logits = torch.zeros(1, 21, 4, 8)
+    uv = torch.full((1, 21, 2), 0.5)
+    assert heat_loss(logits, uv).item() == pytest.approx(math.log(32))
+    logits[..., 1:3, 3:5] = 50.0  # the cells around the middle, a quarter each
+    assert heat_loss(logits, uv).item() == pytest.approx(math.log(4))
+    assert heat_loss(logits, torch.full((1, 21, 2), 2.0)).item() == pytest.approx(50 + math.log(4))  # the last cell
+
+
 def test_norms_biases_and_embeddings_do_not_decay():
     net = SimpleHandNet(NetConfig.of(NET), torch.zeros(21, 778))
     decay, free = parameter_groups(net, 0.01)
@@ -142,9 +151,9 @@ def test_the_network_learns_a_few_crops_by_heart(pool):
     for step in range(120):
         for group in optimizer.param_groups:
             group["lr"] = 3e-3 * min(1.0, (step + 1) / 10, (120 - step) / 60)
-        uv, joints, verts = losses(net(x), batch)
+        uv, joints, verts, heat = losses(net(x), batch)
         optimizer.zero_grad()
-        (5 * uv + 10 * joints + 10 * verts).backward()
+        (5 * uv + 10 * joints + 10 * verts + heat).backward()
         optimizer.step()
     assert joints.item() < start[1].item() / 8
     assert joints.item() < 0.02  # metres, summed over three axes

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from pam_aug.errors import ConfigError
 
-__all__ = ["NetConfig", "NetOutput", "SimpleHandNet", "fold_batch_norm", "normalise_pixels"]
+__all__ = ["NetConfig", "NetOutput", "SimpleHandNet", "fold_batch_norm", "mean_position", "normalise_pixels"]
 
 N_JOINTS, N_VERTS = 21, 778
 TOKENS = (N_JOINTS, 84, 336, N_VERTS)
@@ -36,6 +36,8 @@ class NetConfig:
     stages' token mixers; the paper finds that "identity" loses little, and over 336 tokens on a CPU attention is half
     the head's time. `uv_head` is the published "pooled" (a linear layer on the mean feature) or "heatmap" (the mean
     position under a softmax over the deconvolved map; Sun et al., ECCV 2018), which learns positions much sooner.
+    `token_map` is the published "deconv" or "pyramid", which adds the maps of the two stages before the last to it
+    (Lin et al., CVPR 2017).
     """
 
     backbone: str = "small"
@@ -50,6 +52,7 @@ class NetConfig:
     heads: int = 2
     mixers: tuple[str, ...] = ("attention", "attention", "attention")
     uv_head: str = "pooled"
+    token_map: str = "deconv"
     deconv_stride: int = 4
     output_scale_m: float = 0.1
 
@@ -69,6 +72,10 @@ class NetConfig:
             problems.append(f"dims {self.dims}: the first is a multiple of 4, all of heads={self.heads}")
         if self.uv_head not in ("pooled", "heatmap"):
             problems.append(f"uv_head {self.uv_head!r}: choose pooled or heatmap")
+        if self.token_map not in ("deconv", "pyramid"):
+            problems.append(f"token_map {self.token_map!r}: choose deconv or pyramid")
+        if self.token_map == "pyramid" and (self.deconv_stride != 4 or len(self.widths) < 3):
+            problems.append("a pyramid needs three stages or more and deconv_stride 4")
         if len(self.mixers) != 3 or not set(self.mixers) <= {"attention", "identity"}:
             problems.append(f"mixers {self.mixers}: three of attention, identity")
         if self.input_px % (2 ** (len(self.widths) + 1)):
@@ -93,12 +100,14 @@ class NetConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NetOutput:
-    """`uv` (n,21,2): crop positions, 0 to 1 from the first to the last pixel's outer edge; `verts_m` (n,778,3) and
-    `joints_m` (n,21,3): metres, crop camera's axes, relative to the root as trained (nothing enforces a zero root)."""
+    """`uv` (n,21,2): crop positions, 0 to 1 from the first to the last pixel's outer edge. `verts_m` (n,778,3) and
+    `joints_m` (n,21,3): metres, crop camera's axes, relative to the root as trained (nothing enforces a zero root).
+    `heat` (n,21,h,w): a heatmap head's logits."""
 
     uv: Tensor
     verts_m: Tensor
     joints_m: Tensor
+    heat: Tensor | None = None
 
 
 def normalise_pixels(crops: Tensor, pixels: str) -> Float[Tensor, "n 3 s s"]:
@@ -130,18 +139,26 @@ class ConvBlock(nn.Module):
         return (y.add_(x) if self.identity else y).relu_()
 
 
-class SmallBackbone(nn.Sequential):
-    """Stem and stages of `ConvBlock`s, each stage halving the resolution: (n,3,s,s) to (n, widths[-1], s/32, s/32)."""
+class SmallBackbone(nn.Module):
+    """Stem and stages of `ConvBlock`s, each halving the resolution: every stage's map, the last one s/32 wide."""
 
     def __init__(self, widths: Sequence[int], depths: Sequence[int]) -> None:
-        stem = max(16, widths[0] // 2)
-        layers: list[nn.Module] = [ConvBlock(3, stem, 2)]
-        width = stem
+        super().__init__()
+        width = max(16, widths[0] // 2)
+        self.stem = ConvBlock(3, width, 2)
+        self.stages = nn.ModuleList()
         for out, depth in zip(widths, depths, strict=True):
-            for i in range(depth):
-                layers.append(ConvBlock(width, out, 2 if i == 0 else 1))
-                width = out
-        super().__init__(*layers)
+            first = ConvBlock(width, out, 2)
+            self.stages.append(nn.Sequential(first, *(ConvBlock(out, out, 1) for _ in range(depth - 1))))
+            width = out
+
+    def forward(self, x: Float[Tensor, "n 3 s s"]) -> list[Tensor]:
+        x = self.stem(x)
+        maps = []
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
 
 
 class SelfAttention(nn.MultiheadAttention):
@@ -211,21 +228,39 @@ def sine_position(height: int, width: int, dim: int) -> Float[Tensor, "1 dim h w
 
 
 class HeatmapHead(nn.Module):
-    """Image positions as the mean cell under a softmax, one map per joint; cell i of s is at (i + 1/2) / s."""
+    """One map of logits per joint (n,21,h,w), over the cells of the token map."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.conv = nn.Conv2d(width, N_JOINTS, 1)
 
-    def forward(self, grid_map: Float[Tensor, "n d h w"]) -> Float[Tensor, "n 21 2"]:
-        weight = self.conv(grid_map).float().flatten(2).softmax(2).unflatten(2, grid_map.shape[2:])
-        across, down = weight.sum(2), weight.sum(3)
-        return torch.stack((_mean_cell(across), _mean_cell(down)), 2)
+    def forward(self, grid_map: Float[Tensor, "n d h w"]) -> Float[Tensor, "n 21 h w"]:
+        return self.conv(grid_map).float()
+
+
+def mean_position(logits: Float[Tensor, "n 21 h w"]) -> Float[Tensor, "n 21 2"]:
+    """The mean position (x, y) under a softmax over the cells; cell i of s is at (i + 1/2) / s."""
+    weight = logits.flatten(2).softmax(2).unflatten(2, logits.shape[2:])
+    return torch.stack((_mean_cell(weight.sum(2)), _mean_cell(weight.sum(3))), 2)
 
 
 def _mean_cell(weight: Float[Tensor, "n 21 s"]) -> Float[Tensor, "n 21"]:
     size = weight.shape[2]
     return weight @ ((torch.arange(size, device=weight.device) + 0.5) / size)
+
+
+class Laterals(nn.Module):
+    """What a pyramid adds to the deconvolved map: the maps of the two stages before the last, which see detail."""
+
+    def __init__(self, widths: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.fine = nn.Conv2d(widths[-3], dim, 1, bias=False)
+        self.middle = nn.Conv2d(widths[-2], dim, 1, bias=False)
+        self.smooth = ConvBlock(dim, dim, 1)
+
+    def forward(self, deconv: nn.Sequential, maps: Sequence[Tensor]) -> Float[Tensor, "n d h w"]:
+        total = deconv[0](maps[-1]) + functional.interpolate(self.middle(maps[-2]), scale_factor=2.0)
+        return self.smooth(deconv[1:](total + self.fine(maps[-3])))
 
 
 class MeshHead(nn.Module):
@@ -277,16 +312,21 @@ class SimpleHandNet(nn.Module):
         else:
             self.keypoints_2d_head = HeatmapHead(config.dims[0])
         self.mesh_head = MeshHead(config.widths[-1], config)
+        self.laterals = Laterals(config.widths, config.dims[0]) if config.token_map == "pyramid" else None
         self.register_buffer("joint_map", joint_map.float())
 
     def forward(self, x: Float[Tensor, "n 3 s s"]) -> NetOutput:
-        features = self.backbone(x)
-        grid_map = self.mesh_head.deconv(features)
-        pooled = isinstance(self.keypoints_2d_head, nn.Linear)
-        uv = self.keypoints_2d_head(features.mean((2, 3)) if pooled else grid_map).float().view(-1, N_JOINTS, 2)
+        maps = self.backbone(x)
+        deconv, heat = self.mesh_head.deconv, None
+        grid_map = deconv(maps[-1]) if self.laterals is None else self.laterals(deconv, maps)
+        if isinstance(self.keypoints_2d_head, HeatmapHead):
+            heat = self.keypoints_2d_head(grid_map)
+            uv = mean_position(heat)
+        else:
+            uv = self.keypoints_2d_head(maps[-1].mean((2, 3))).float().view(-1, N_JOINTS, 2)
         verts = self.mesh_head(grid_map, uv) * self.config.output_scale_m
         with torch.autocast(verts.device.type, enabled=False):
-            return NetOutput(uv, verts, self.joint_map @ verts)
+            return NetOutput(uv, verts, self.joint_map @ verts, heat)
 
 
 def fold_batch_norm(net: SimpleHandNet) -> SimpleHandNet:
@@ -294,12 +334,12 @@ def fold_batch_norm(net: SimpleHandNet) -> SimpleHandNet:
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
     net.eval()
-    for block in net.backbone:
+    for block in net.modules():
         if isinstance(block, ConvBlock) and isinstance(block.bn, nn.BatchNorm2d):
             block.conv = fuse_conv_bn_eval(block.conv, block.bn)
             block.bn = nn.Identity()  # type: ignore[assignment]
     deconv, norm = net.mesh_head.deconv[0], net.mesh_head.deconv[1]
-    if isinstance(norm, nn.BatchNorm2d):
+    if net.laterals is None and isinstance(norm, nn.BatchNorm2d):
         net.mesh_head.deconv[0] = fuse_conv_bn_eval(deconv, norm, transpose=True)  # type: ignore[type-var]
         net.mesh_head.deconv[1] = nn.Identity()
     return net

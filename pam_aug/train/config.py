@@ -33,11 +33,11 @@ class AugmentConfig:
 
     scale: list[float] = field(default_factory=lambda: [0.85, 1.2])  # times the crop's side
     shift: float = 0.08  # of the box's side, both ways
-    occlude: float = 0.3
-    blur: float = 0.25
-    noise: float = 0.25
-    jpeg: float = 0.25
-    shrink: float = 0.15  # to a third at worst, and back
+    occlude: float = 0.1
+    blur: float = 0.1
+    noise: float = 0.1
+    jpeg: float = 0.1
+    shrink: float = 0.1  # to a third at worst, and back
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,7 @@ class TrainConfig:
     weight_uv: float = 1.0
     weight_joints: float = 10.0
     weight_verts: float = 10.0
+    weight_heat: float = 2.0
     bfloat16: bool = True
     threads: int = 1
     loaders: int = 1

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -26,7 +27,7 @@ from pam_aug.train.config import PoolConfig, TrainConfig
 from pam_aug.train.crops import Batch, CropBatches, crop_with_label
 from pam_aug.train.pool import Pool, open_pool, render_pool
 
-__all__ = ["held_out_errors", "losses", "parameter_groups", "run", "train_net"]
+__all__ = ["heat_loss", "held_out_errors", "losses", "parameter_groups", "run", "train_net"]
 
 # Not part of what is trained: a run may go on with other values.
 _RUNTIME = ("threads", "loaders", "render_workers", "checkpoint_every")
@@ -75,7 +76,7 @@ def train_net(config: TrainConfig, net: SimpleHandNet, pool: Pool, out: Path) ->
     averaged = copy.deepcopy(net).requires_grad_(False)
     optimizer = torch.optim.AdamW(parameter_groups(net, config.weight_decay), lr=config.lr, fused=True)
     done, seconds = _restore(out / "checkpoint.pt", net, averaged, optimizer)
-    sums, began = np.zeros(4), time.perf_counter()
+    sums, began = np.zeros(5), time.perf_counter()
     bar = tqdm(total=config.iterations, initial=done, unit="iteration", disable=None)
     for i, batch in zip(range(done, config.iterations), _batches(config, net.config, pool, done), strict=True):
         for group in optimizer.param_groups:
@@ -86,8 +87,8 @@ def train_net(config: TrainConfig, net: SimpleHandNet, pool: Pool, out: Path) ->
         bar.update()
         last = i + 1 == config.iterations
         if (i + 1) % 100 == 0 or last:
-            uv, joints, verts = sums[:3] / sums[3]
-            if not math.isfinite(uv + joints + verts):
+            uv, joints, verts, heat = sums[:4] / sums[4]
+            if not math.isfinite(uv + joints + verts + heat):
                 raise BackendError(f"the loss is not finite at iteration {i + 1}; lower lr ({config.lr})", iteration=i)
             spent = seconds + time.perf_counter() - began
             line = {
@@ -125,14 +126,28 @@ def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]
     return [{"params": decay, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 
-def losses(out: NetOutput, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+def losses(out: NetOutput, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """L1 errors of image positions (crop units), joints and vertices (metres), summed over axes, averaged over points
-    and hands: SimpleHand's losses, with every hand valid."""
+    and hands: SimpleHand's losses, with every hand valid. Then `heat_loss`, zero without a heatmap."""
     return (
         (out.uv - batch.uv).abs().sum(-1).mean(),
         (out.joints_m - batch.joints_m).abs().sum(-1).mean(),
         (out.verts_m - batch.verts_m).abs().sum(-1).mean(),
+        out.uv.new_zeros(()) if out.heat is None else heat_loss(out.heat, batch.uv),
     )
+
+
+def heat_loss(logits: Float[Tensor, "n 21 h w"], uv: Float[Tensor, "n 21 2"]) -> Tensor:
+    """Cross-entropy of heatmaps with the joint's cell, spread bilinearly over its four neighbours.
+
+    A mean position alone hardly moves a map that is still flat: its gradient shrinks with the number of cells.
+    """
+    shares = []
+    for axis, cells in enumerate((logits.shape[3], logits.shape[2])):
+        place = (uv[..., axis, None] * cells - 0.5).clamp(0.0, cells - 1.0)
+        shares.append((1.0 - (place - torch.arange(cells, device=uv.device)).abs()).clamp(min=0.0))
+    target = shares[1][..., :, None] * shares[0][..., None, :]
+    return -(logits.flatten(2).log_softmax(2) * target.flatten(2)).sum(2).mean()
 
 
 def held_out_errors(net: SimpleHandNet, pool: Pool, block: int = 50) -> dict[str, Any]:
@@ -162,7 +177,7 @@ def _step(
     with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
         out = net(x)
     parts = losses(out, batch)
-    weights = (config.weight_uv, config.weight_joints, config.weight_verts)
+    weights = (config.weight_uv, config.weight_joints, config.weight_verts, config.weight_heat)
     loss = sum(w * part for w, part in zip(weights, parts, strict=True))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[union-attr]
