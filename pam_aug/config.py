@@ -134,6 +134,10 @@ def _missing(schema: type, tree: Mapping[str, Any], prefix: str) -> list[str]:
         required = f.default is MISSING and f.default_factory is MISSING
         if (value is MISSING and required and section is None) or value == "???":
             problems.append(f"{prefix}{f.name} is required and has no value")
+        elif section is None and isinstance(value, Mapping):
+            problems += [
+                f"{prefix}{f.name}.{key} is required and has no value" for key, v in value.items() if v == "???"
+            ]
         elif section is not None and (isinstance(value, Mapping) or (value is MISSING and required)):
             problems += _missing(section, value if isinstance(value, Mapping) else {}, f"{prefix}{f.name}.")
     return problems

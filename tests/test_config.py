@@ -1,4 +1,5 @@
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 
@@ -17,12 +18,13 @@ class Outer:
     name: str
     inner: Inner = field(default_factory=Inner)
     sizes: list[int] = field(default_factory=lambda: [1, 2])
+    free: dict[str, Any] = field(default_factory=dict)
 
 
 def test_yaml_and_overrides_make_a_frozen_dataclass():
     config = resolve(Outer, {"name": "a", "inner": {"steps": 4}}, ["inner.rate=0.5", "sizes=[3]"])
     assert config == Outer("a", Inner(4, 0.5), [3])
-    assert to_dict(config) == {"name": "a", "inner": {"steps": 4, "rate": 0.5}, "sizes": [3]}
+    assert to_dict(config) == {"name": "a", "inner": {"steps": 4, "rate": 0.5}, "sizes": [3], "free": {}}
 
 
 def test_an_unknown_key_names_the_nearest():
@@ -36,6 +38,8 @@ def test_all_problems_are_reported_at_once():
     assert len(caught.value.problems) == 2
     with pytest.raises(ConfigError, match="name is required"):
         resolve(Outer, {})
+    with pytest.raises(ConfigError, match=r"free\.a is required.*free\.b is required"):
+        resolve(Outer, {"name": "x", "free": {"a": "???", "b": "???", "c": 1}})
 
 
 def test_a_wrong_type_names_the_field():
