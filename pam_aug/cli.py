@@ -65,8 +65,9 @@ def build(
     _build(recipe, overrides, out, ("real", "synthetic"), workers, dry_run, as_json)
 
 
-@app.command()
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def convert(
+    context: typer.Context,
     converter: Annotated[str, typer.Argument(help="The source's converter.")],
     out: Out = Path("shards"),
     workers: Workers = -1,
@@ -74,8 +75,9 @@ def convert(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Convert a dataset with images into shards; its options go through --set NAME=VALUE."""
-    overrides = [*_overrides({"source.converter": converter}, None), *(f"source.{s}" for s in set_ or [])]
+    """Convert a dataset with images into shards. The converter's own options are given as --NAME VALUE."""
+    options = [f"source.{option}" for option in _named_options(context.args)]
+    overrides = [*_overrides({"source.converter": converter}, options), *(set_ or [])]
     _build(None, overrides, out, ("real",), workers, dry_run, as_json)
 
 
@@ -177,6 +179,20 @@ def _build(
     config = resolve(BuildConfig, tree, overrides, where=f"recipe {recipe}" if recipe else "")
     result = plan(config, parts) if dry_run else run_build(config, out, parts, workers)
     typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+
+
+def _named_options(arguments: list[str]) -> list[str]:
+    """`--near-object-m 0.1` or `--near-object-m=0.1` as "near_object_m=0.1"; an option without a value is a switch."""
+    named: list[str] = []
+    rest = list(arguments)
+    while rest:
+        name, equals, value = rest.pop(0).partition("=")
+        if not name.startswith("--") or len(name) < 3:
+            raise ConfigError(f"{name!r}: a converter's options are given as --NAME VALUE", argument=name)
+        if not equals:
+            value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
+        named.append(f"{name[2:].replace('-', '_')}={value}")
+    return named
 
 
 def _recipes() -> Any:

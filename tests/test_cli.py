@@ -68,9 +68,12 @@ def test_generate_and_convert_are_the_two_halves(monkeypatch, capsys, tmp_path, 
         monkeypatch, capsys, "generate", recipe, "--out", str(tmp_path / "a"), "--workers", "0", "--json"
     )
     assert (code, json.loads(text)["kept"]) == (0, 30)
-    arguments = ["convert", "fake-real", "--out", str(tmp_path / "b"), "--workers", "0", "--set", "count=3", "--json"]
+    arguments = ["convert", "fake-real", "--out", str(tmp_path / "b"), "--workers", "0", "--count", "3", "--json"]
     code, text, _ = run(monkeypatch, capsys, *arguments)
     assert (code, json.loads(text)["real_images"]) == (0, 3)
+    code, _, error = run(monkeypatch, capsys, "convert", "fake-real", "--cuont=3", "--out", str(tmp_path / "c"))
+    assert code == 2
+    assert "did you mean count" in error
     code, _, error = run(monkeypatch, capsys, "convert", "fake-rollouts", "--out", str(tmp_path / "c"))
     assert code == 2
     assert "no images" in error
