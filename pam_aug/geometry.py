@@ -298,7 +298,7 @@ def square_crop(joints_px: Float[np.ndarray, "n 2"], size_px: int, enlarge: floa
 
 
 def procrustes_align(
-    pred: Float[np.ndarray, "*b n 3"], gt: Float[np.ndarray, "*b n 3"], *, allow_reflection: bool = False
+    pred: Float[np.ndarray, "*#b n 3"], gt: Float[np.ndarray, "*#b n 3"], *, allow_reflection: bool = False
 ) -> Float[np.ndarray, "*b n 3"]:
     """`pred` under the similarity (scale, rotation, translation) that brings it closest to `gt` in least squares.
 
@@ -328,7 +328,7 @@ def _mean_distance_mm(a_m: np.ndarray, b_m: np.ndarray) -> np.ndarray:
 
 
 def root_aligned_mpjpe_mm(
-    pred_m: Float[np.ndarray, "*b n 3"], gt_m: Float[np.ndarray, "*b n 3"], root: int = 0
+    pred_m: Float[np.ndarray, "*#b n 3"], gt_m: Float[np.ndarray, "*#b n 3"], root: int = 0
 ) -> Float[np.ndarray, "*b"]:
     """Mean joint distance (mm) after both sets are moved to put joint `root` (the wrist) at the origin."""
     pred, gt = np.asarray(pred_m, np.float64), np.asarray(gt_m, np.float64)
@@ -336,7 +336,7 @@ def root_aligned_mpjpe_mm(
 
 
 def pa_mpjpe_mm(
-    pred_m: Float[np.ndarray, "*b n 3"], gt_m: Float[np.ndarray, "*b n 3"], *, allow_reflection: bool = False
+    pred_m: Float[np.ndarray, "*#b n 3"], gt_m: Float[np.ndarray, "*#b n 3"], *, allow_reflection: bool = False
 ) -> Float[np.ndarray, "*b"]:
     """Mean joint distance (mm) after `procrustes_align`."""
     return _mean_distance_mm(

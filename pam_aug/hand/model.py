@@ -194,8 +194,8 @@ class HandLayer(torch.nn.Module):
 
     def transform_pose(
         self,
-        R: Float[Tensor, "#b 3 3"],
-        T: Float[Tensor, "#b 3"],
+        R: Float[Tensor, "*#c 3 3"],
+        T: Float[Tensor, "*#c 3"],
         global_orient: Float[Tensor, "b 3"],
         transl: Float[Tensor, "b 3"],
         betas: Float[Tensor, "#b 10"],
