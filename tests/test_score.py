@@ -5,9 +5,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
+import torch
 
 from pam_aug.errors import SchemaError
 from pam_aug.estimators.base import Estimates, HandQuery, tight_box
+from pam_aug.geometry import axis_angle_to_matrix
+from pam_aug.hand import HandLayer, load_open_hand
+from pam_aug.rollouts.label import hand_label
+from pam_aug.rollouts.scene import HandMesh, hand_vertices
 from pam_aug.schema import Camera, Candidate, Hand, Sample, Source
 from pam_aug.score import hand_errors, score_candidates, score_of
 
@@ -141,3 +146,26 @@ def test_query_takes_the_label_box():
     query = HandQuery.of(hand("left"), CAMERA)
     assert query.side == "left"
     assert query.box_px.tolist() == [10, 20, 60, 40]
+
+
+def posed_left_hand() -> tuple[Hand, HandMesh]:
+    layer = HandLayer(load_open_hand("left"), dtype=torch.float64)
+    label = hand_label(
+        layer, "open_hand", np.array([0.3, 1.0, 0.2]), np.full(45, 0.1), np.zeros(10), np.array([0.02, 0, 0.5]), CAMERA
+    )
+    posed = replace(sample(label), camera=CAMERA)
+    return label, hand_vertices(posed, {"open_hand/left": load_open_hand("left")})[0]
+
+
+def test_silhouettes_overlap_wholly_partly_or_are_not_compared():
+    label, mesh = posed_left_hand()
+    own = mesh.verts_cam_m - mesh.joints_cam_m[0]
+    turned = own @ axis_angle_to_matrix(np.array([0.0, 0.0, 0.5])).T
+    verts = np.stack([own, turned, own + np.array([0.5, 0, 0]), own])
+    found = estimates([0.0] * 4, valid=[True, True, True, False])
+    found = replace(found, verts_m=verts)
+    errors = hand_errors(found, label, CAMERA, mesh)
+    assert errors.mask_iou[0] == 1.0
+    assert 0.2 < errors.mask_iou[1] < 0.9
+    assert errors.mask_iou[2:].tolist() == [0.0, -1.0]
+    assert hand_errors(found, label).mask_iou.tolist() == [-1.0] * 4
