@@ -122,6 +122,19 @@ def verify(
 
 
 @app.command()
+def repair(
+    folder: Annotated[Path, typer.Argument(help="The output folder of a build.")],
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Remove what stopped builds left behind: temporary files, uncommitted shards, stale work. Never a finished one."""
+    from pam_aug.shards.repair import repair as repair_folder
+
+    report = repair_folder(folder, dry_run)
+    typer.echo(json.dumps(report.as_dict()) if as_json else report.as_text())
+
+
+@app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A bundled training recipe's name or a YAML file.")],
     out: Out = Path("runs/train"),

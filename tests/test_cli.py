@@ -138,3 +138,18 @@ def test_every_recipe_in_the_repository_is_bundled_and_read():
     for name in files:
         assert load_recipe(name)["schema"] == 1
         assert recipe_text(name).startswith("# ")
+
+
+def test_repair_lists_and_removes(monkeypatch, capsys, tmp_path, recipe):
+    out = tmp_path / "out"
+    run(monkeypatch, capsys, "build", recipe, "--out", str(out), "--workers", "0")
+    (out / "shards" / "syn-00001.json").unlink()
+    code, text, _ = run(monkeypatch, capsys, "repair", str(out), "--dry-run")
+    assert code == 0
+    assert "would remove shards/syn-00001.tar" in text
+    assert (out / "shards" / "syn-00001.tar").exists()
+    code, text, _ = run(monkeypatch, capsys, "repair", str(out), "--json")
+    assert code == 0
+    assert len(json.loads(text)["removed"]) == 2
+    assert not (out / "shards" / "syn-00001.tar").exists()
+    assert run(monkeypatch, capsys, "repair", str(tmp_path))[0] == 2

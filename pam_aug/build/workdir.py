@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pam_aug.schema import Candidate
-from pam_aug.shards.atomic import storage_errors, temporary_path
+from pam_aug.shards.atomic import create_temporary, storage_errors, temporary_path
 from pam_aug.shards.manifest import read_candidates, write_candidates
 
 __all__ = ["InputWork", "drop_shard_work", "shard_work"]
@@ -50,8 +50,10 @@ class InputWork:
             self.folder.mkdir(parents=True, exist_ok=True)
             temporary = temporary_path(path)
             try:
-                temporary.write_bytes(data)
-                os.replace(temporary, path)
+                with create_temporary(temporary) as file:
+                    file.write(data)
+                    file.flush()
+                    os.replace(temporary, path)
             except OSError:
                 temporary.unlink(missing_ok=True)
                 raise

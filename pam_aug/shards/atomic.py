@@ -1,15 +1,29 @@
-"""Files that are either whole or absent: temporary name in the same folder, fsync, rename, fsync of the folder."""
+"""Files that are either whole or absent: temporary name in the same folder, fsync, rename, fsync of the folder.
+
+Whoever writes a temporary file holds a lock on it until it is renamed; a killed writer's lock goes with it. So a
+leftover can be told from a file in use.
+"""
 
 import contextlib
 import errno
+import fcntl
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from pam_aug.errors import StorageError
 
-__all__ = ["TEMPORARY_PREFIX", "fsync_folder", "storage_errors", "temporary_path", "write_atomic"]
+__all__ = [
+    "TEMPORARY_PREFIX",
+    "create_temporary",
+    "fsync_folder",
+    "is_in_use",
+    "storage_errors",
+    "temporary_path",
+    "write_atomic",
+]
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -40,6 +54,26 @@ def temporary_path(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
+def create_temporary(path_temporary: Path, buffering: int = -1) -> BinaryIO:
+    """Opens a new temporary file for writing and locks it for as long as it stays open: rename before closing it."""
+    file = open(path_temporary, "xb", buffering)  # noqa: SIM115
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return file
+
+
+def is_in_use(path_temporary: Path) -> bool:
+    """Whether somebody still writes that temporary file, or it cannot be told."""
+    try:
+        with open(path_temporary, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 def fsync_folder(folder: Path) -> None:
     """Makes renames in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -55,11 +89,11 @@ def write_atomic(path: Path, data: bytes) -> None:
     temporary = temporary_path(path)
     with storage_errors(path):
         try:
-            with open(temporary, "xb") as file:
+            with create_temporary(temporary) as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+                os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

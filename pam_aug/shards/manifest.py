@@ -12,7 +12,7 @@ import orjson
 
 from pam_aug.errors import ConfigError, SchemaError, ShardDamaged
 from pam_aug.schema import Candidate, Verdict
-from pam_aug.shards.atomic import fsync_folder, storage_errors, temporary_path, write_atomic
+from pam_aug.shards.atomic import create_temporary, fsync_folder, storage_errors, temporary_path, write_atomic
 from pam_aug.shards.reader import ShardReader, read_marker
 from pam_aug.shards.writer import ShardKind
 
@@ -169,7 +169,7 @@ def write_manifest(path: Path, shards: Iterable[Path]) -> int:
     temporary = temporary_path(path)
     with storage_errors(path):
         try:
-            with open(temporary, "xb") as file, pq.ParquetWriter(file, schema) as writer:
+            with create_temporary(temporary) as file, pq.ParquetWriter(file, schema) as writer:
                 for shard in shards:
                     rows = _manifest_rows(shard)
                     total += len(rows)
@@ -178,7 +178,7 @@ def write_manifest(path: Path, shards: Iterable[Path]) -> int:
                 writer.close()
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+                os.replace(temporary, path)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise

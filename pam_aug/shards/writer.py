@@ -22,7 +22,7 @@ import orjson
 
 from pam_aug.errors import SchemaError, StorageError
 from pam_aug.schema import SCHEMA_VERSION, Sample, sample_to_json
-from pam_aug.shards.atomic import fsync_folder, storage_errors, temporary_path, write_atomic
+from pam_aug.shards.atomic import create_temporary, fsync_folder, storage_errors, temporary_path, write_atomic
 from pam_aug.shards.images import Suffix, image_size
 from pam_aug.shards.index import INDEX_DTYPE, hand_rows, index_bytes
 
@@ -83,7 +83,7 @@ class ShardWriter:
     def __enter__(self) -> Self:
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self._temporary, "xb", buffering=1 << 20)
+            self._file = create_temporary(self._temporary, buffering=1 << 20)
         self._started = time.monotonic()
         return self
 
@@ -166,7 +166,6 @@ class ShardWriter:
         assert self._file is not None
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._file.close()
         digest = self._sha256.hexdigest()
         marker = {
             "schema_version": SCHEMA_VERSION,
