@@ -135,6 +135,32 @@ def repair(
 
 
 @app.command()
+def mix(
+    folder: Annotated[Path, typer.Argument(help="The output folder of a build.")],
+    ratio: Annotated[str | None, typer.Option(help='Share of real samples: "0.5", "1/3".')] = None,
+    materialize: Annotated[
+        Path | None, typer.Option(help="Write the mix as shards into this folder; mix.json stays as it is.")
+    ] = None,
+    epochs: Annotated[int, typer.Option(help="How many epochs are written.")] = 1,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Give a build another ratio (rewrites mix.json, copies nothing), or write the mix out for other readers."""
+    from pam_aug import materialize as mixing
+    from pam_aug.build.progress import Progress
+
+    if materialize is not None:
+        todo = mixing.materialize(folder, materialize, ratio, epochs, dry_run=True)
+        with Progress(todo.samples, "samples") as bar:
+            result = mixing.materialize(folder, materialize, ratio, epochs, dry_run=dry_run, progress=bar.add)
+    elif ratio is not None:
+        result = mixing.change_ratio(folder, ratio, dry_run)
+    else:
+        raise ConfigError("mix: give --ratio R for another ratio, or --materialize OUT to write the mix as shards")
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+
+
+@app.command()
 def train(
     recipe: Annotated[str, typer.Argument(help="A bundled training recipe's name or a YAML file.")],
     out: Out = Path("runs/train"),

@@ -19,10 +19,20 @@ from pam_aug.geometry import square_crop
 from pam_aug.mix_order import Schedule, WhenShort, keep_fraction, order, parse_ratio, sequence_of
 from pam_aug.shards.images import Suffix, decode_image
 from pam_aug.shards.index import INDEX_DTYPE
-from pam_aug.shards.manifest import MixShard, MixSource, read_mix
+from pam_aug.shards.manifest import Mix, MixShard, MixSource, read_mix
 from pam_aug.shards.reader import ShardReader
 
-__all__ = ["LastBatch", "MixedDataset", "Schedule", "keep_fraction", "order", "parse_ratio", "sequence_of"]
+__all__ = [
+    "LastBatch",
+    "MixedDataset",
+    "Schedule",
+    "SourceItems",
+    "keep_fraction",
+    "open_mix",
+    "order",
+    "parse_ratio",
+    "sequence_of",
+]
 
 LastBatch = Literal["short", "pad", "drop"]
 _OPEN_SHARDS = 128
@@ -70,10 +80,7 @@ class MixedDataset(IterableDataset):
         content = read_mix(path)
         self._root = path if path.is_dir() else path.parent
         self.seed = content.seed if seed is None else seed
-        self.sources = [_Items(self._root, s, self.seed) for s in content.sources]
-        when_short: WhenShort = content.when_short  # type: ignore[assignment]  # checked by Schedule
-        weights = [parse_ratio(s.share) for s in content.sources]
-        self.schedule = Schedule([len(s) for s in self.sources], weights, self.seed, when_short)
+        self.sources, self.schedule = open_mix(content, self._root, self.seed)
         if rank is None or world is None:
             rank, world = _distributed()
         if batch_size < 1 or not 0 <= rank < world or last not in ("short", "pad", "drop"):
@@ -84,7 +91,7 @@ class MixedDataset(IterableDataset):
             raise ConfigError(f"crop_px {crop_px}: at least 1")
         self.batch_size, self.rank, self.world, self.last = batch_size, rank, world, last
         self.crop_px, self.crop_scale, self.decode_threads = crop_px, crop_scale, decode_threads
-        identity = (content.sources, self.seed, when_short)
+        identity = (content.sources, self.seed, content.when_short)
         self._order_id = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
         # In shared memory, so that workers that outlive an epoch (persistent_workers) see set_epoch.
         self._start = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -169,7 +176,19 @@ class MixedDataset(IterableDataset):
         return next(iter(sizes), (0, 0))
 
 
-class _Items:
+def open_mix(mix: Mix, root: Path, seed: int | None = None) -> tuple[list["SourceItems"], Schedule]:
+    """The items of each source of a mix, and the order in which they are read.
+
+    `root` is the folder that the shards' paths start from; `seed` replaces the mix's own. Raises ConfigError for shares
+    that cannot be read.
+    """
+    seed = mix.seed if seed is None else seed
+    sources = [SourceItems(root, s, seed) for s in mix.sources]
+    when_short: WhenShort = mix.when_short  # type: ignore[assignment]  # checked by Schedule
+    return sources, Schedule([len(s) for s in sources], [parse_ratio(s.share) for s in mix.sources], seed, when_short)
+
+
+class SourceItems:
     """The hands of one source by number, over its shards; shards are opened when first read."""
 
     def __init__(self, root: Path, source: MixSource, seed: int) -> None:

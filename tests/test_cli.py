@@ -153,3 +153,19 @@ def test_repair_lists_and_removes(monkeypatch, capsys, tmp_path, recipe):
     assert len(json.loads(text)["removed"]) == 2
     assert not (out / "shards" / "syn-00001.tar").exists()
     assert run(monkeypatch, capsys, "repair", str(tmp_path))[0] == 2
+
+
+def test_mix_changes_the_ratio_or_writes_shards(monkeypatch, capsys, tmp_path, recipe):
+    out = str(tmp_path / "out")
+    run(monkeypatch, capsys, "build", recipe, "--out", out, "--workers", "0")
+    code, text, _ = run(monkeypatch, capsys, "mix", out, "--ratio", "1/3", "--json")
+    assert (code, json.loads(text)["epoch_hands"]) == (0, 21)
+    arguments = ["mix", out, "--materialize", str(tmp_path / "mixed"), "--ratio", "1/2", "--json"]
+    code, text, _ = run(monkeypatch, capsys, *arguments, "--dry-run")
+    assert (code, json.loads(text)["samples"]) == (0, 14)
+    assert not (tmp_path / "mixed").exists()
+    code, text, _ = run(monkeypatch, capsys, *arguments)
+    assert code == 0
+    assert (tmp_path / "mixed" / "mixed-00000.json").exists()
+    assert json.loads((Path(out) / "mix.json").read_text())["sources"][0]["share"] == "1/3"
+    assert run(monkeypatch, capsys, "mix", out)[0] == 2

@@ -18,9 +18,9 @@ from pam_aug.shards.manifest import read_mix
 from pam_aug.shards.reader import ShardReader, read_marker
 from pam_aug.shards.writer import index_path, marker_path
 
-__all__ = ["Problem", "Report", "verify"]
+__all__ = ["Problem", "Report", "check_hash", "verify"]
 
-_SHARD = re.compile(r"(?:(?:real|syn)-)?\d{5,}")
+_SHARD = re.compile(r"(?:(?:real|syn|mixed)-)?\d{5,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +119,18 @@ def verify(folder: Path, rebuild: bool = False, progress: Callable[[Path], None]
     return report
 
 
+def check_hash(path: Path, sha256: str) -> str:
+    """The sha256 of a shard, which must be the committed one. Raises ShardDamaged where it is not."""
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ShardDamaged(f"{path}: cannot be read ({error.strerror})", path=str(path)) from error
+    if digest != sha256:
+        raise ShardDamaged(f"{path}: its bytes changed since it was committed", path=str(path))
+    return digest
+
+
 def _check_shard(path: Path, rebuild: bool, report: Report, keys: dict[str, Path], images: dict[bytes, str]) -> None:
     try:
         marker = read_marker(path)
@@ -126,13 +138,7 @@ def _check_shard(path: Path, rebuild: bool, report: Report, keys: dict[str, Path
             report.uncommitted.append(path)
             return
         report.shards += 1
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != marker["sha256"]:
-            size = path.stat().st_size
-            raise ShardDamaged(
-                f"{path}: its bytes changed since it was committed ({size} bytes, {marker['bytes']} committed)"
-            )
+        digest = check_hash(path, marker["sha256"])
         with ShardReader(path) as reader:
             _check_content(reader, report, keys, images)
             expected = index_bytes(reader.derive_rows(), reader.bytes, digest)
@@ -155,7 +161,7 @@ def _check_content(reader: ShardReader, report: Report, keys: dict[str, Path], i
         shape = reader.image(i).shape[:2]
         if shape != (sample.camera.height, sample.camera.width):
             raise ShardDamaged(f"{where}: its image has another size than its camera")
-        if sample.synthetic != (marker["kind"] != "real"):
+        if marker["kind"] != "mixed" and sample.synthetic != (marker["kind"] != "real"):
             raise ShardDamaged(f"{where}: its label says synthetic={sample.synthetic} in a {marker['kind']!r} shard")
         _check_extras(reader, i, sample, where)
         if key in keys:

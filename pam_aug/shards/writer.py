@@ -28,12 +28,13 @@ from pam_aug.shards.index import INDEX_DTYPE, hand_rows, index_bytes
 
 __all__ = ["EXTRAS", "ShardKind", "ShardWriter", "index_path", "is_committed", "marker_path", "shard_name"]
 
-ShardKind = Literal["real", "syn", "rejected"]
+ShardKind = Literal["real", "syn", "rejected", "mixed"]
+"""What a shard may hold: real samples, synthetic ones ("syn", "rejected"), or both ("mixed")."""
 EXTRAS = ("depth.png", "seg.png")
 _BLOCK, _RECORD = 512, 10240
 
 
-def shard_name(kind: Literal["real", "syn"], index: int) -> str:
+def shard_name(kind: Literal["real", "syn", "mixed"], index: int) -> str:
     """`real-00012.tar`, `syn-00012.tar`."""
     return f"{kind}-{index:05d}.tar"
 
@@ -130,7 +131,7 @@ class ShardWriter:
         where = f"{self.path.name}:{sample.key}"
         if sample.key in self._known:
             raise SchemaError(f"{where}: the key stands in this shard already; keys are unique", key=sample.key)
-        if sample.synthetic != (self.kind != "real"):
+        if self.kind != "mixed" and sample.synthetic != (self.kind != "real"):
             has = "synthetic" if sample.synthetic else "real"
             raise SchemaError(f"{where}: a {has} sample does not belong into a {self.kind!r} shard", key=sample.key)
         if suffix not in ("jpg", "png") or not set(extras) <= set(EXTRAS):
