@@ -135,6 +135,26 @@ def repair(
 
 
 @app.command()
+def select(
+    folder: Annotated[Path, typer.Argument(help="The output folder of a build that kept its rejected samples.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder; the same command resumes. The build stays.")],
+    preset: Annotated[str | None, typer.Option(help="default or pam; without it, the build's own rule.")] = None,
+    workers: Workers = -1,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override the rule: gate=25, reject=1/3.")] = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Select again with another rule from a build's candidates, without generating or scoring any."""
+    from pam_aug.build.reselect import plan_reselection, reselect
+
+    if dry_run:
+        result = plan_reselection(folder, preset, set_ or [])
+    else:
+        result = reselect(folder, out, preset, set_ or [], workers)
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+
+
+@app.command()
 def mix(
     folder: Annotated[Path, typer.Argument(help="The output folder of a build.")],
     ratio: Annotated[str | None, typer.Option(help='Share of real samples: "0.5", "1/3".')] = None,

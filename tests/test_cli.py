@@ -169,3 +169,14 @@ def test_mix_changes_the_ratio_or_writes_shards(monkeypatch, capsys, tmp_path, r
     assert (tmp_path / "mixed" / "mixed-00000.json").exists()
     assert json.loads((Path(out) / "mix.json").read_text())["sources"][0]["share"] == "1/3"
     assert run(monkeypatch, capsys, "mix", out)[0] == 2
+
+
+def test_select_again(monkeypatch, capsys, tmp_path, recipe):
+    out = str(tmp_path / "out")
+    run(monkeypatch, capsys, "build", recipe, "--out", out, "--workers", "0")
+    arguments = ["select", out, "--out", str(tmp_path / "new"), "--set", "reject=1/2", "--workers", "0", "--json"]
+    code, text, _ = run(monkeypatch, capsys, *arguments, "--dry-run")
+    assert (code, json.loads(text)["kept"], json.loads(text)["newly_rejected"]) == (0, 20, 10)
+    assert not (tmp_path / "new").exists()
+    code, text, _ = run(monkeypatch, capsys, *arguments)
+    assert (code, json.loads(text)["kept"]) == (0, 20)
