@@ -1,0 +1,155 @@
+"""One DexYCB frame: its label archive, and what marks a value as absent.
+
+Absent are: a hand's joints where all 63 values are -1, a hand's pose or an object's pose where all values are 0, depth
+of 0 and of 65535. Negative pixels are not absent: joints outside the image are not clipped. Whether a frame has a hand
+is decided for all eight views at once by the dataset's fit, and says nothing about the hand being visible in a view.
+"""
+
+import functools
+import io
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+
+from pam_aug.errors import PamAugError, SourceError, UnsafeInput
+
+from .dexycb_calibration import is_rotation
+
+__all__ = [
+    "HEIGHT",
+    "WIDTH",
+    "FrameLabel",
+    "read_depth_m",
+    "read_frame",
+    "read_hand_frames",
+    "read_jpeg",
+    "read_npz",
+    "read_seg",
+]
+
+WIDTH, HEIGHT = 640, 480
+_MAX_FILE_BYTES = 32 << 20
+_MAX_ARRAY_BYTES = 64 << 20
+_NO_DEPTH = (0, 65535)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FrameLabel:
+    """A frame's label in the camera frame, metres.
+
+    `pose_m`: global axis-angle (3), PCA coefficients (45), translation (3).
+    """
+
+    joints_cam_m: Float[np.ndarray, "21 3"]
+    joints_px: Float[np.ndarray, "21 2"]
+    pose_m: Float[np.ndarray, "51"]
+    T_cam_obj: Float[np.ndarray, "o 4 4"]
+    object_valid: Bool[np.ndarray, "o"]
+
+
+def read_frame(path: Path, objects: int) -> FrameLabel | None:
+    """The label of a frame with `objects` objects, or None where the frame has no hand.
+
+    Raises SourceError naming the file for a label that is damaged or not of this form.
+    """
+    arrays = read_npz(
+        path, {"joint_3d": (1, 21, 3), "joint_2d": (1, 21, 2), "pose_m": (1, 51), "pose_y": (objects, 3, 4)}
+    )
+    joints, pose_m, pose_y = arrays["joint_3d"][0], arrays["pose_m"][0], arrays["pose_y"]
+    if (joints == -1).all():
+        return None
+    if not pose_m.any():
+        raise SourceError(f"{path}: has a hand's joints and no hand pose; copy it again", path=str(path))
+    if not (joints[:, 2] > 0).all():
+        raise SourceError(f"{path}: joints lie behind the camera; copy it again", path=str(path))
+    valid = np.any(pose_y != 0, axis=(1, 2))
+    if not is_rotation(pose_y[valid][:, :, :3]):
+        raise SourceError(f"{path}: an object's pose is not a rotation and a translation", path=str(path))
+    T_cam_obj = np.tile(np.eye(4), (objects, 1, 1))
+    T_cam_obj[valid, :3] = pose_y[valid]
+    return FrameLabel(joints, arrays["joint_2d"][0], pose_m, T_cam_obj, np.asarray(valid))
+
+
+def read_hand_frames(path: Path, frames: int) -> Bool[np.ndarray, "f"]:
+    """Which frames of a sequence have a hand, from its `pose.npz`: a hand's 51 values are all 0 where it has none."""
+    pose_m = read_npz(path, {"pose_m": (frames, 1, 51)})["pose_m"]
+    return np.asarray(np.any(pose_m != 0, axis=(1, 2)))
+
+
+def read_jpeg(path: Path) -> bytes:
+    """A colour image's bytes as they are. Raises SourceError for a file that is no whole JPEG."""
+    data = _read_bytes(path)
+    if not data.startswith(b"\xff\xd8") or b"\xff\xd9" not in data[-64:]:
+        raise SourceError(f"{path}: not a whole JPEG file ({len(data)} bytes); copy it again", path=str(path))
+    return data
+
+
+def read_depth_m(path: Path) -> Float[np.ndarray, "480 640"]:
+    """Depth (z) aligned to the colour image, metres; 0 where nothing was measured."""
+    raw = cv2.imdecode(np.frombuffer(_read_bytes(path) or b"\0", np.uint8), cv2.IMREAD_UNCHANGED)
+    if raw is None or raw.dtype != np.uint16 or raw.shape != (HEIGHT, WIDTH):
+        raise SourceError(f"{path}: not a 640x480 depth image of 16 bits; copy it again", path=str(path))
+    return np.where(np.isin(raw, _NO_DEPTH), np.float32(0), raw.astype(np.float32) / np.float32(1000))
+
+
+def read_seg(path: Path) -> UInt8[np.ndarray, "480 640"]:
+    """The dataset's own ids: 0 background, 1 to 21 the YCB class, 255 the hand."""
+    return read_npz(path, {"seg": (HEIGHT, WIDTH)})["seg"].astype(np.uint8)
+
+
+def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """The named arrays of an `.npz`, floats as float64; other members are not unpacked, and nothing is unpickled.
+
+    Raises SourceError naming the file and the array: unreadable, of another shape or kind, not finite.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(_read_bytes(path))) as archive:
+            arrays = {name: _member(path, archive, name) for name in shapes}
+    except PamAugError:
+        raise
+    except Exception as error:  # zipfile and zlib raise many kinds on damaged bytes
+        reason = f"{type(error).__name__}: {error}"
+        raise SourceError(f"{path}: not a readable label archive ({reason}); copy it again", path=str(path)) from error
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if array.shape != shape or array.dtype.kind not in ("u" if name == "seg" else "f"):
+            raise SourceError(
+                f"{path}: {name} has shape {array.shape} and type {array.dtype}, expected {shape}", path=str(path)
+            )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise SourceError(f"{path}: {name} holds NaN or infinity; copy it again", path=str(path))
+    return {name: a.astype(np.float64) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+
+
+def _member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    info = archive.getinfo(f"{name}.npy")
+    if info.file_size > _MAX_ARRAY_BYTES:
+        raise UnsafeInput(f"{path}: {name} unpacks to {info.file_size} bytes. Refused", path=str(path))
+    data = archive.read(info)
+    if data[:8] != b"\x93NUMPY\x01\x00":
+        raise SourceError(f"{path}: {name} is not an array of numpy's version 1; copy it again", path=str(path))
+    start = 10 + int.from_bytes(data[8:10], "little")
+    shape, fortran, dtype = _header(data[8:start])
+    if dtype.hasobject:
+        raise UnsafeInput(f"{path}: {name} holds Python objects, which are not read. Refused", path=str(path))
+    return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
+
+
+@functools.lru_cache(maxsize=256)  # a dataset has a handful of headers, and parsing one costs more than its array
+def _header(raw: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
+    return np.lib.format.read_array_header_1_0(io.BytesIO(raw))
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read ({error.strerror}); copy it again", path=str(path)) from error
+    if len(data) > _MAX_FILE_BYTES:
+        raise UnsafeInput(f"{path}: over {_MAX_FILE_BYTES >> 20} MB, no frame of DexYCB is. Refused", path=str(path))
+    return data
