@@ -24,16 +24,20 @@ def tight_box(joints_px: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "4"]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HandQuery:
-    """Where to look: the label's tight 21-joint box (x0, y0, x1, y1), its side, and the image's intrinsics."""
+    """Where to look: the label's tight 21-joint box (x0, y0, x1, y1), its side, and the image's intrinsics.
+
+    `tips` is the label's tip set (`hand.joints.TIP_SETS`), for estimators that take fingertips from vertices.
+    """
 
     side: Side
     box_px: Float[np.ndarray, "4"]
     K_px: Float[np.ndarray, "3 3"]
+    tips: str = "smplx"
 
     @classmethod
     def of(cls, hand: Hand, camera: Camera) -> "HandQuery":
         """The query of a label."""
-        return cls(hand.side, tight_box(hand.joints_px), np.asarray(camera.K_px, np.float64))
+        return cls(hand.side, tight_box(hand.joints_px), np.asarray(camera.K_px, np.float64), hand.tips)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -20,7 +20,16 @@ from pam_aug.errors import AssetMissing, SchemaError, SourceError, UnsafeInput
 from pam_aug.hand.joints import MANO_PARENTS, SIDES, Side
 from pam_aug.safe_pickle import ALLOWED_NUMPY, AllowedState, load_pickle
 
-__all__ = ["HandAssets", "LeftShapedirs", "assets_from_arrays", "load_mano", "load_npz", "read_npz_arrays", "save_npz"]
+__all__ = [
+    "HandAssets",
+    "LeftShapedirs",
+    "assets_from_arrays",
+    "load_mano",
+    "load_npz",
+    "read_npz_arrays",
+    "save_npz",
+    "wrist_cap",
+]
 
 LeftShapedirs = Literal["as_file", "fixed"]
 """What to do about the left hand's shape directions. The official left file has the right hand's, whose x should be
@@ -144,7 +153,7 @@ class HandAssets:
 # --- checking ------------------------------------------------------------------------------------------------------
 
 
-def _wrist_cap(f: np.ndarray, where: str) -> np.ndarray:
+def wrist_cap(f: np.ndarray, where: str) -> np.ndarray:
     """Fourteen faces, wound outwards, that close the loop of 16 wrist vertices; a zigzag strip across the loop."""
     half_edges = {(int(a), int(b)) for t in f for a, b in ((t[0], t[1]), (t[1], t[2]), (t[2], t[0]))}
     # A border half-edge has no opposite; the cap owns the opposites, so its own loop runs the other way round.
@@ -302,7 +311,7 @@ def load_mano(path: str | Path, side: str, *, left_shapedirs: LeftShapedirs = "f
     file = _find_mano(Path(path), side)
     raw = _read_mano_arrays(file)
     if "f" in raw and np.asarray(raw["f"]).shape == (1538, 3) and "f_cap" not in raw:
-        raw["f_cap"] = _wrist_cap(np.asarray(raw["f"]), str(file))
+        raw["f_cap"] = wrist_cap(np.asarray(raw["f"]), str(file))
     if "kintree_table" in raw and np.asarray(raw["kintree_table"]).shape == (2, 16):
         parents = np.asarray(raw["kintree_table"])[0].astype(np.int64)
         raw["parents"] = np.where(parents >= 16, -1, parents)  # the root's parent is -1 kept as an unsigned number
