@@ -192,6 +192,25 @@ def train(
     run(_recipes().load_recipe(recipe), out, overrides=set_ or [])
 
 
+@app.command("fetch-weights")
+def fetch_weights(
+    name: Annotated[str | None, typer.Argument(help="One file; without it, all.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say where to get the files that we may not ship and where to put them, and check those that are there.
+
+    Nothing is downloaded. Exit code 4 where a file differs from the published one, 2 where the named one is missing.
+    """
+    from pam_aug.estimators.weights import inspect_weights
+
+    reports = inspect_weights([name] if name else [])
+    text = "\n\n".join(report.as_text() for report in reports)
+    typer.echo(json.dumps({"weights": [report.as_dict() for report in reports]}) if as_json else text)
+    states = {report.state for report in reports}
+    if "differs" in states or (name and "missing" in states):
+        raise typer.Exit(4 if "differs" in states else 2)
+
+
 @recipes_app.command("ls")
 def recipes_ls(as_json: Json = False) -> None:
     """List the bundled recipes, each with its first line."""
