@@ -22,11 +22,12 @@ from pam_aug.errors import ConfigError, SourceError
 from pam_aug.geometry import invert_rigid, transform_points
 from pam_aug.hand import HandAssets, HandLayer, load_mano
 from pam_aug.hand.joints import SIDES, Side
-from pam_aug.rollouts.label import hand_label, object_pose
+from pam_aug.rollouts.label import object_pose
 from pam_aug.rollouts.scene import Item, Mesh
 from pam_aug.schema import SEG_FIRST_OBJECT, Camera, Hand, Object, Sample, Source, make_key
 
 from .oakink2_annotation import Annotation, read_annotation
+from .oakink2_hands import PosedHand, pose_hands
 from .oakink2_images import SourceImage, read_image
 from .oakink2_index import SERIALS, SPLITS, Track, build_index, hashed_split, read_list, whole_clips
 from .oakink2_meshes import MESH_SETS, MeshFiles, MeshFolder
@@ -89,7 +90,7 @@ class OakInk2:
 
         self._tasks = read_task_targets(self._root / "program")
         self._programmes: OrderedDict[str, Programme] = OrderedDict()
-        self._annotations: OrderedDict[Path, Annotation] = OrderedDict()
+        self._open: OrderedDict[Path, tuple[Annotation, Mapping[Side, PosedHand]]] = OrderedDict()
         self._meshes = MeshFolder(self._root, options.meshes)
         self.index = build_index(self._root, options.cameras, wanted, self._kept)
         if not len(self.index):
@@ -99,7 +100,9 @@ class OakInk2:
                 left_out=self.index.left_out,
             )
         self._assets = self._hands()
-        self._layers = {side: HandLayer(assets, dtype=torch.float64) for side, assets in self._assets.items()}
+        self._layers: dict[Side, HandLayer] = {
+            side: HandLayer(assets, dtype=torch.float64) for side, assets in self._assets.items()
+        }
         self._warn()
 
     def __len__(self) -> int:
@@ -115,11 +118,11 @@ class OakInk2:
             raise SourceError(f"oakink2: item {index} of {len(self)}", index=index)
         track, position = self.index.find(index)
         frame = int(track.frame_ids[position])
-        annotation = self._annotation(track.annotation)
+        annotation, posed = self._sequence(track.annotation)
         row = annotation.row(frame)
         image = read_image(track.folder, frame, self.options.keep_png)
         name, camera = _camera(annotation, track, row, frame, image)
-        hands, hand_notes = self._hand_labels(annotation, row, frame, camera)
+        hands, hand_notes = self._hand_labels(annotation, posed, row, frame, camera)
         programme = self._programme(track.seq_key)
         objects, meshes = self._objects(annotation, row, camera)
         scene, _, sequence = track.seq_key.partition("/")
@@ -184,12 +187,13 @@ class OakInk2:
 
     # ------------------------------------------------------------------------------------------------- a frame's parts
 
-    def _annotation(self, path: Path) -> Annotation:
-        if path not in self._annotations:
-            while len(self._annotations) >= _OPEN_SEQUENCES:
-                self._annotations.popitem(last=False)
-            self._annotations[path] = read_annotation(path)
-        return self._annotations[path]
+    def _sequence(self, path: Path) -> tuple[Annotation, Mapping[Side, PosedHand]]:
+        if path not in self._open:
+            while len(self._open) >= _OPEN_SEQUENCES:
+                self._open.popitem(last=False)
+            annotation = read_annotation(path)
+            self._open[path] = annotation, pose_hands(annotation.hands, self._layers)
+        return self._open[path]
 
     def _programme(self, seq_key: str) -> Programme:
         if seq_key not in self._programmes:
@@ -199,7 +203,7 @@ class OakInk2:
         return self._programmes[seq_key]
 
     def _hand_labels(
-        self, annotation: Annotation, row: int, frame: int, camera: Camera
+        self, annotation: Annotation, posed: Mapping[Side, PosedHand], row: int, frame: int, camera: Camera
     ) -> tuple[tuple[Hand, ...], tuple[str, ...]]:
         """The hands that can be labelled, and notes on the others. Raises SourceError where neither is usable."""
         hands: list[Hand] = []
@@ -209,15 +213,12 @@ class OakInk2:
                 reason = annotation.problems[side, frame].removeprefix(f"{annotation.path}: ")
                 notes.append(f"left out: {reason}")
                 continue
-            wrist, betas, turns = track.wrist_world_m[row], track.betas[row], track.axis_angle[row]
-            if side not in self._layers:
+            if side not in posed:
                 T_cam_world = invert_rigid(np.asarray(camera.T_world_cam, np.float64))
-                x, y, z = transform_points(T_cam_world, wrist[None])[0]
+                x, y, z = transform_points(T_cam_world, track.wrist_world_m[row][None])[0]
                 notes.append(f"{side} hand left out: no MANO files; wrist_cam_m: {x:.6f} {y:.6f} {z:.6f}")
                 continue
-            layer = self._layers[side]
-            transl = layer.transl_from_wrist(torch.from_numpy(wrist)[None], torch.from_numpy(betas)[None])[0].numpy()
-            hands.append(hand_label(layer, "mano", turns[0], turns[1:].reshape(45), betas, transl, camera))
+            hands.append(posed[side].label(row, camera))
         if not any(track.valid[row] for track in annotation.hands.values()):
             reasons = "; ".join(annotation.problems[side, frame] for side in SIDES)
             raise SourceError(f"no hand can be used: {reasons}", frame=frame)

@@ -1,0 +1,84 @@
+"""Hands of a whole sequence posed at once in the world, and their labels in each camera.
+
+Four cameras see the same hands, and a batch of poses costs a tenth of its poses one by one: so joints are computed once
+per sequence, and a view is a rigid motion of them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from pam_aug.geometry import axis_angle_to_matrix, invert_rigid, matrix_to_axis_angle, project, transform_points
+from pam_aug.hand import HandLayer
+from pam_aug.hand.joints import Side
+from pam_aug.rollouts.label import in_image
+from pam_aug.schema import Camera, Hand
+
+from .oakink2_annotation import HandTrack
+
+__all__ = ["PosedHand", "pose_hands", "pose_track"]
+
+_HANDS_AT_ONCE = 64  # 64 meshes in float64 are 1.2 MB: they stay in the cache
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PosedHand:
+    """One side's hand at every frame of a sequence. `joints_world_m` are the layer's; `root_m` is J0(betas)."""
+
+    side: Side
+    R_world_wrist: Float[np.ndarray, "n 3 3"]
+    hand_pose: Float[np.ndarray, "n 45"]
+    betas: Float[np.ndarray, "n 10"]
+    root_m: Float[np.ndarray, "n 3"]
+    joints_world_m: Float[np.ndarray, "n 21 3"]
+
+    def label(self, row: int, camera: Camera) -> Hand:
+        """The label of the hand at a row of the track, as `camera` sees it."""
+        T_cam_world = invert_rigid(np.asarray(camera.T_world_cam, np.float64))
+        joints = transform_points(T_cam_world, self.joints_world_m[row]).astype(np.float32)
+        px = project(joints.astype(np.float64), np.asarray(camera.K_px, np.float64))
+        return Hand(
+            side=self.side,
+            hand_model="mano",
+            joints_cam_m=joints,
+            joints_px=np.nan_to_num(px, nan=-1.0),
+            in_view=in_image(px, camera.width, camera.height),
+            global_orient=matrix_to_axis_angle(T_cam_world[:3, :3] @ self.R_world_wrist[row]),
+            hand_pose=self.hand_pose[row],
+            betas=self.betas[row],
+            transl=joints[0] - self.root_m[row],
+        )
+
+
+def pose_track(track: HandTrack, side: Side, layer: HandLayer) -> PosedHand:
+    """The hand of a track in `layer`, which should be a float64 one. Rows that are not valid are posed all the same.
+
+    The track's translation is the wrist joint, which the model puts at transl + J0(betas). Poses and shapes are rounded
+    to what the label holds before joints are computed from them.
+    """
+    pose, betas = (np.asarray(a, np.float32).astype(np.float64) for a in (track.axis_angle, track.betas))
+    n = len(pose)
+    joints, roots = np.zeros((n, 21, 3)), np.zeros((n, 3))
+    with torch.no_grad():
+        for start in range(0, n, _HANDS_AT_ONCE):
+            part = slice(start, start + _HANDS_AT_ONCE)
+            turns, shape = torch.from_numpy(pose[part]), torch.from_numpy(betas[part])
+            transl = layer.transl_from_wrist(torch.from_numpy(track.wrist_world_m[part]), shape)
+            joints[part] = layer(turns[:, 0], turns[:, 1:].reshape(-1, 45), shape, transl).joints21.numpy()
+            roots[part] = layer.rest_joints(shape)[:, 0].numpy()
+    return PosedHand(
+        side=side,
+        R_world_wrist=axis_angle_to_matrix(pose[:, 0]),
+        hand_pose=pose[:, 1:].reshape(n, 45),
+        betas=betas,
+        root_m=roots,
+        joints_world_m=joints,
+    )
+
+
+def pose_hands(tracks: Mapping[Side, HandTrack], layers: Mapping[Side, HandLayer]) -> dict[Side, PosedHand]:
+    """`pose_track` of every side that there is a layer for."""
+    return {side: pose_track(tracks[side], side, layer) for side, layer in layers.items()}
