@@ -559,3 +559,10 @@ def test_the_command_converts_counts_failures_and_verifies(copy, tmp_path):
         assert shard.image_bytes(0) == (copy.root / sample.source.name).read_bytes()
         assert sample.source.image_sha256 == hashlib.sha256(shard.image_bytes(0)).hexdigest()
     assert len(plan(config, ("real",)).real_shards) == 3
+
+
+def test_a_dry_run_says_what_is_left_out_and_what_is_missing(fake):
+    section = {"converter": "dexycb", "root": str(fake.root), "subjects": [1, 2], "sequence_table": str(fake.table)}
+    text = plan(resolve(BuildConfig, {"source": section}), ("real",)).as_text()
+    assert "s0/train: 120 images to convert of 144; left out: 24 without a hand label" in text
+    assert text.count("no MANO files") == 1

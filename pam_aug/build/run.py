@@ -101,6 +101,7 @@ def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic")) -> P
         stand_in = open_converter(real_section, "real")
         if not stand_in.has_images:
             raise ConfigError(f"real.converter: {stand_in.name} has no images; name a dataset or give --real DIR")
+        notes += getattr(stand_in, "notes", ())  # what a dataset leaves out or lacks, in its own words
         hands |= stand_in.hand_assets()
         real = _slices(range(len(stand_in)), config.shards.samples_per_shard)
     elif "real" in parts and not list(Path(real_section["shards"]).glob("*.tar")):
