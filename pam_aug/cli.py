@@ -19,6 +19,8 @@ app = typer.Typer(
 )
 recipes_app = typer.Typer(no_args_is_help=True, help="List, print and copy the bundled recipes.", rich_markup_mode=None)
 app.add_typer(recipes_app, name="recipes")
+export_app = typer.Typer(no_args_is_help=True, help="Write a build for other estimators.", rich_markup_mode=None)
+app.add_typer(export_app, name="export")
 
 Recipe = Annotated[str, typer.Argument(help="A bundled recipe's name or a YAML file.")]
 Out = Annotated[Path, typer.Option("--out", help="Output folder. The same command on the same folder resumes.")]
@@ -190,6 +192,33 @@ def train(
     from pam_aug.train import run
 
     run(_recipes().load_recipe(recipe), out, overrides=set_ or [])
+
+
+@export_app.command("simplehand")
+def export_simplehand(
+    folder: Annotated[Path, typer.Argument(help="The output folder of a build.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    mano_dir: Annotated[Path | None, typer.Option(help="MANO files, where labels were made with MANO.")] = None,
+    as_json: Json = False,
+) -> None:
+    """A .jpg and a .json per hand and the list of images, as SimpleHand's training reads them. Left hands mirrored."""
+    from pam_aug.export.simplehand import export_simplehand as export
+
+    result = export(folder, out, mano_dir)
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+
+
+@export_app.command("coco")
+def export_coco(
+    folder: Annotated[Path, typer.Argument(help="The output folder of a build.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    as_json: Json = False,
+) -> None:
+    """Images and one JSON file of hand keypoints in COCO's format."""
+    from pam_aug.export.coco import export_coco as export
+
+    result = export(folder, out)
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
 
 
 @app.command("fetch-weights")

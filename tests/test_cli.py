@@ -180,3 +180,14 @@ def test_select_again(monkeypatch, capsys, tmp_path, recipe):
     assert not (tmp_path / "new").exists()
     code, text, _ = run(monkeypatch, capsys, *arguments)
     assert (code, json.loads(text)["kept"]) == (0, 20)
+
+
+def test_export(monkeypatch, capsys, tmp_path, recipe):
+    out = str(tmp_path / "out")
+    run(monkeypatch, capsys, "build", recipe, "--out", out, "--workers", "0")
+    code, text, _ = run(monkeypatch, capsys, "export", "simplehand", out, "--out", str(tmp_path / "a"), "--json")
+    assert (code, json.loads(text)["hands"] + json.loads(text)["out_of_view"]) == (0, 37)
+    assert len(json.loads(Path(json.loads(text)["list_file"]).read_text())) == json.loads(text)["hands"]
+    code, text, _ = run(monkeypatch, capsys, "export", "coco", out, "--out", str(tmp_path / "b"), "--json")
+    assert (code, json.loads(text)["images"]) == (0, 37)
+    assert run(monkeypatch, capsys, "export", "coco", out, "--out", str(tmp_path / "b"))[0] == 2

@@ -1,0 +1,1 @@
+"""Builds in the formats that other estimators read as they are."""
