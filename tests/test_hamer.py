@@ -2,7 +2,9 @@
 
 import math
 import pickle
+from dataclasses import asdict
 
+import fakes
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,8 @@ from safetensors.torch import save_file
 from scipy.special import erf
 
 from pam_aug import registry
+from pam_aug.build.config import BuildConfig
+from pam_aug.build.run import run_build
 from pam_aug.config import resolve
 from pam_aug.errors import AssetMissing, BackendError, ConfigError, SchemaError, UnsafeInput
 from pam_aug.estimators.base import Estimator, HandQuery
@@ -27,6 +31,7 @@ from pam_aug.estimators.hamer_net import HamerConfig, HamerNet, columns_to_matri
 from pam_aug.geometry import axis_angle_to_matrix, flip_intrinsics, project
 from pam_aug.hand import HandLayer, load_open_hand
 from pam_aug.hand.joints import MANO16_TO_21, TIP_SETS
+from pam_aug.report.summary import read_all_candidates
 
 TINY = HamerConfig(
     width=32, depth=2, heads=4, hidden=48, head_width=24, head_depth=2, head_heads=2, head_dim=8, head_hidden=20
@@ -386,7 +391,7 @@ def images(n, seed=0):
     return [np.kron(rng.integers(0, 255, (18, 30, 3), np.uint8), np.ones((10, 10, 1), np.uint8)) for _ in range(n)]
 
 
-def test_estimates_have_their_form(estimator, checkpoint):
+def test_estimates_have_their_form(estimator):
     assert isinstance(estimator, Estimator)
     assert estimator.requires() == []
     assert estimator.version.endswith("-fp32")
@@ -501,6 +506,22 @@ def test_missing_files_are_named_before_work(tmp_path, monkeypatch, checkpoint):
     assert "MANO_RIGHT.pkl" in lost.requires()[0]
     with pytest.raises(SchemaError, match="entries differ"):
         HamerEstimator(HamerOptions(checkpoint=str(checkpoint))).requires()
+
+
+def test_a_build_is_judged_by_it(monkeypatch, checkpoint, tmp_path):
+    monkeypatch.setattr(registry, "load", registry.load)
+    fakes.install()
+    options = {"checkpoint": str(checkpoint), "net": asdict(TINY), "device": "cpu"}
+    tree = {**fakes.CONFIG, "score": {"estimator": "hamer", "options": options}}
+    config = resolve(BuildConfig, tree, ["source.count=1", "real.count=1", "generate.candidates=4"])
+    run_build(config, tmp_path / "out", workers=0)
+    rows = read_all_candidates(tmp_path / "out")
+    assert [row.estimator for row in rows] == ["hamer"] * 4
+    assert all(math.isfinite(row.err_mm) and 0 <= row.mask_iou <= 1 for row in rows)
+    assert len({row.err_mm for row in rows}) == 4
+    lost = resolve(BuildConfig, tree, ["score.options.checkpoint=/nowhere/hamer.ckpt"])
+    with pytest.raises(AssetMissing, match="HaMeR's published checkpoint"):
+        run_build(lost, tmp_path / "lost", workers=0)
 
 
 def test_the_registry_knows_it_and_a_recipe_can_set_it():
