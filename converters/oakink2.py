@@ -30,6 +30,7 @@ from .oakink2_annotation import Annotation, read_annotation
 from .oakink2_hands import PosedHand, pose_hands
 from .oakink2_images import SourceImage, read_image
 from .oakink2_index import SERIALS, SPLITS, Track, build_index, hashed_split, read_list, whole_clips
+from .oakink2_lists import FrameLists
 from .oakink2_meshes import MESH_SETS, MeshFiles, MeshFolder
 from .oakink2_program import Programme, read_programme, read_task_targets, seq_key_of
 
@@ -60,6 +61,8 @@ class OakInk2:
         paper) keeps whole clips of consecutive images only, in order; `every` n keeps each n-th image instead.
         `meshes` names the set of object meshes, "raw" or "repair". `keep_png` copies PNG images instead of encoding
         them as JPEG (quality 95, 4:4:4). `mano_dir` (or $MANO_DIR) has the MANO files that joints need.
+        `frame_lists` is a file (.npz) that is made where it is not there: with it, images without annotation are left
+        out from the start, at one or two seconds per sequence once; without it, they count as failed.
         """
 
         root: str
@@ -73,6 +76,7 @@ class OakInk2:
         meshes: str = "raw"
         keep_png: bool = False
         mano_dir: str = ""
+        frame_lists: str = ""
 
     def __init__(self, options: Options) -> None:
         _check(options)
@@ -92,7 +96,11 @@ class OakInk2:
         self._programmes: OrderedDict[str, Programme] = OrderedDict()
         self._open: OrderedDict[Path, tuple[Annotation, Mapping[Side, PosedHand]]] = OrderedDict()
         self._meshes = MeshFolder(self._root, options.meshes)
-        self.index = build_index(self._root, options.cameras, wanted, self._kept)
+        lists = FrameLists(options.frame_lists) if options.frame_lists else None
+        annotated = lists.annotated if lists else None
+        self.index = build_index(self._root, options.cameras, wanted, self._kept, annotated)
+        if lists:
+            lists.save()
         if not len(self.index):
             raise ConfigError(
                 f"{self._root}: no image is left of {options.split!r}; relax split, split_list, sequences, cameras, "

@@ -89,10 +89,12 @@ def build_index(
     cameras: list[str],
     wanted: Callable[[str], bool],
     keep: Callable[[str, np.ndarray], np.ndarray],
+    annotated: Callable[[Path, str], np.ndarray] | None = None,
 ) -> FrameIndex:
     """The images below `root/data`. `wanted` takes or leaves a sequence; `keep` thins a camera's sorted frame ids.
 
-    `cameras` are names; empty takes every folder that holds images. Raises AssetMissing where there is nothing.
+    `annotated` gives the frames that an annotation file has for a serial; without it, all images stay. `cameras` are
+    names; empty takes every folder that holds images. Raises AssetMissing where there is nothing.
     """
     serials = [SERIALS[name] for name in cameras]
     tracks: list[Track] = []
@@ -109,9 +111,17 @@ def build_index(
         absent = tuple(s for s in serials or SERIALS.values() if s not in found)
         if absent:
             missing[seq_key] = absent
+        if annotated is not None:
+            try:
+                found = {s: np.intersect1d(ids, annotated(annotation, s)) for s, ids in found.items()}
+            except SourceError as error:
+                left_out[seq_key] = str(error)
+                continue
         kept = {serial: keep(seq_key, ids).astype(np.int32) for serial, ids in found.items()}
         if not any(map(len, kept.values())):
-            left_out[seq_key] = "no image is in an interval of the programme or a whole clip" if found else "no images"
+            left_out[seq_key] = (
+                "no image is annotated, in an interval of the programme, in a whole clip" if found else "no images"
+            )
         tracks += [Track(seq_key, s, folder / s, annotation, ids) for s, ids in kept.items() if len(ids)]
     return FrameIndex(tuple(tracks), np.cumsum([len(t.frame_ids) for t in tracks], dtype=np.int64), missing, left_out)
 

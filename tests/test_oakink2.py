@@ -179,6 +179,35 @@ def test_ids_are_neither_contiguous_nor_zero_based(tree):
             assert source.item(k).sample.source.name == f"{KEY_A}/104422071041/{frame:06d}"
 
 
+def test_frame_lists_leave_out_what_is_not_annotated(tree, tmp_path, monkeypatch):
+    """Pitfall 4, and what it costs: annotation files are read once, then again only where they changed."""
+    from pam_aug.converters import oakink2_lists
+
+    root = _copy(tree[0], tmp_path)
+    reads = []
+    load = oakink2_lists.load_tensor_pickle
+    monkeypatch.setattr(oakink2_lists, "load_tensor_pickle", lambda path: reads.append(path) or load(path))
+    table = tmp_path / "lists" / "frames.npz"
+    source = _open(root, frame_lists=str(table))
+    assert len(reads) == 2
+    assert source.index.tracks[0].frame_ids.tolist() == [9, 13, 17, 25, 29, 33, 37, 41, 45, 53]
+    assert [source.item(i).sample.source.dataset for i in range(len(source))] == ["oakink2"] * (4 * 10 + 2 * 3)
+    assert len(_open(root, frame_lists=str(table))) == len(source)
+    assert len(reads) == 2
+    annotation = annotation_of(tree[1], as_torch=True)
+    del annotation["cam_extr"]["allocentric_top"]
+    del annotation["raw_mano"][53]
+    write_annotation(next((root / "anno_preview").glob("scene_01*")), annotation)
+    again = _open(root, sequences=[KEY_A], frame_lists=str(table))
+    assert {t.serial: len(t.frame_ids) for t in again.index.tracks} == {s: 9 for s in SERIALS if s != "104422071041"}
+    next((root / "anno_preview").glob("scene_02*")).write_bytes(b"broken")
+    again = _open(root, frame_lists=str(table))
+    assert "not a readable pickle" in again.index.left_out[KEY_B]
+    table.write_bytes(b"PK broken")
+    with pytest.raises(SourceError, match=r"frames\.npz.*remove it"):
+        _open(root, frame_lists=str(table))
+
+
 def test_names_with_plus_signs_slashes_and_browser_escapes(tree):
     """Pitfalls 7 and 8."""
     root, _, _ = tree
