@@ -18,6 +18,7 @@ from pam_aug.build.run import run_build
 from pam_aug.config import resolve
 from pam_aug.errors import AssetMissing, BackendError, ConfigError, SchemaError, UnsafeInput
 from pam_aug.estimators.base import Estimator, HandQuery
+from pam_aug.estimators.checkpoint import read_state
 from pam_aug.estimators.hamer import (
     AffineCrop,
     HamerEstimator,
@@ -26,7 +27,7 @@ from pam_aug.estimators.hamer import (
     crop_points,
     hamer_crop,
 )
-from pam_aug.estimators.hamer_checkpoint import expected_entries, hand_of, load_hamer, read_state
+from pam_aug.estimators.hamer_checkpoint import expected_entries, hand_of, load_hamer
 from pam_aug.estimators.hamer_net import HamerConfig, HamerNet, columns_to_matrix, network_input
 from pam_aug.geometry import axis_angle_to_matrix, flip_intrinsics, project
 from pam_aug.hand import HandLayer, load_open_hand
@@ -153,7 +154,7 @@ def estimator(checkpoint):
 
 def test_the_published_structure():
     config = HamerConfig()
-    entries = expected_entries(config)
+    entries = {name: tuple(value.shape) for name, value in expected_entries(config).items()}
     assert entries == table(config)
     assert len(entries) == 503
     assert sum(name.startswith("backbone.") for name in entries) == 389
@@ -270,19 +271,19 @@ def test_pixels_are_the_middle_columns_less_imagenets_mean():
 
 def test_a_checkpoint_round_trips(checkpoint, tmp_path):
     saved = random_state()
-    net = load_hamer(read_state(checkpoint), TINY, where="here")
+    net = load_hamer(read_state(checkpoint, "hamer"), TINY, where="here")
     assert set(net.state_dict()) == set(table(TINY))
     for name, value in net.state_dict().items():
         assert torch.equal(value, saved[name]), name
     path = tmp_path / "hamer.safetensors"
     save_file({name: value for name, value in saved.items() if not name.startswith("discriminator.")}, path)
-    again = load_hamer(read_state(path), TINY, where="here")
+    again = load_hamer(read_state(path, "hamer"), TINY, where="here")
     assert all(torch.equal(a, b) for a, b in zip(net.state_dict().values(), again.state_dict().values(), strict=True))
 
 
 def test_the_checkpoints_own_hand_is_the_hand_it_was_made_of(checkpoint):
     ours = load_open_hand("right")
-    hand = hand_of(read_state(checkpoint), where="here")
+    hand = hand_of(read_state(checkpoint, "hamer"), where="here")
     assert hand is not None
     for name in ("v_template", "f", "shapedirs", "posedirs", "J_regressor", "weights", "parents", "hands_mean"):
         assert np.array_equal(getattr(hand, name), np.asarray(getattr(ours, name))), name
@@ -292,8 +293,8 @@ def test_the_checkpoints_own_hand_is_the_hand_it_was_made_of(checkpoint):
 
 
 def test_other_networks_are_refused_with_the_first_differences(checkpoint):
-    state = read_state(checkpoint)
-    with pytest.raises(SchemaError, match=r"backbone.pos_embed is \(1, 193, 32\).*expected floats \(1, 193, 1280\)"):
+    state = read_state(checkpoint, "hamer")
+    with pytest.raises(SchemaError, match=r"backbone.pos_embed is \(1, 193, 32\).*expected \(1, 193, 1280\)"):
         load_hamer(state, HamerConfig(), where="x")
     del state["mano_head.deccam.bias"]
     state["backbone.blocks.0.ls1.gamma"] = torch.ones(32)
@@ -314,28 +315,28 @@ def test_hostile_and_damaged_files_are_refused(checkpoint, tmp_path, capsys):
     bad = tmp_path / "bad.ckpt"
     torch.save({"state_dict": {"x": Hostile()}}, bad)
     with pytest.raises(UnsafeInput, match="more than tensors"):
-        read_state(bad)
+        read_state(bad, "hamer")
     assert "this must not run" not in capsys.readouterr().out
     bad.write_bytes(pickle.dumps({"state_dict": Hostile()}))
     with pytest.raises((UnsafeInput, SchemaError)):
-        read_state(bad)
+        read_state(bad, "hamer")
     assert "this must not run" not in capsys.readouterr().out
     whole = checkpoint.read_bytes()
     for damaged in (b"", b"PK\x03\x04", whole[: len(whole) // 2], whole[:-30]):
         bad.write_bytes(damaged)
         with pytest.raises(SchemaError, match="copy or download"):
-            read_state(bad)
+            read_state(bad, "hamer")
     torch.save([1, 2], bad)
     with pytest.raises(SchemaError, match="holds a list"):
-        read_state(bad)
+        read_state(bad, "hamer")
     torch.save({"model": 1, "epoch": 3}, bad)
     with pytest.raises(SchemaError, match="has the entries model, epoch"):
-        read_state(bad)
+        read_state(bad, "hamer")
     (tmp_path / "bad.safetensors").write_bytes(whole[:100])
     with pytest.raises(SchemaError):
-        read_state(tmp_path / "bad.safetensors")
+        read_state(tmp_path / "bad.safetensors", "hamer")
     with pytest.raises(AssetMissing):
-        read_state(tmp_path / "none.ckpt")
+        read_state(tmp_path / "none.ckpt", "hamer")
 
 
 # -------------------------------------------------------------------------------------------------------------- crops

@@ -17,7 +17,8 @@ from jaxtyping import Float
 
 from pam_aug.errors import AssetMissing, BackendError, ConfigError
 from pam_aug.estimators.base import Estimates, HandQuery
-from pam_aug.estimators.hamer_checkpoint import check_entries, hand_of, load_hamer, read_state
+from pam_aug.estimators.checkpoint import read_state
+from pam_aug.estimators.hamer_checkpoint import check_hamer, hand_of, load_hamer
 from pam_aug.estimators.hamer_net import HEIGHT_PX, HamerConfig, HamerNet, network_input
 from pam_aug.estimators.weights import WEIGHTS, file_sha256
 from pam_aug.geometry import matrix_to_axis_angle
@@ -167,7 +168,7 @@ class HamerEstimator:
         if not self.checkpoint.is_file():
             missing.append(_HAMER.instruction(self.checkpoint))
         else:
-            check_entries(read_state(self.checkpoint), self.options.net, where=str(self.checkpoint))
+            check_hamer(read_state(self.checkpoint, self.name), self.options.net, where=str(self.checkpoint))
         if self.options.mano or not missing:
             try:
                 self._load_assets()
@@ -181,7 +182,7 @@ class HamerEstimator:
         if self.options.mano:
             return load_mano(self.options.mano, "right")
         where = str(self.checkpoint)
-        assets = hand_of(read_state(self.checkpoint), where=where)
+        assets = hand_of(read_state(self.checkpoint, self.name), where=where)
         if assets is not None:
             return assets
         if _MANO.path.is_file():
@@ -196,7 +197,7 @@ class HamerEstimator:
     @cached_property
     def net(self) -> HamerNet:
         """The network, loaded at the first use."""
-        state = read_state(self.checkpoint)
+        state = read_state(self.checkpoint, self.name)
         net = load_hamer(state, self.options.net, _DTYPES[self.options.precision], where=str(self.checkpoint))
         return net.to(self.device)
 

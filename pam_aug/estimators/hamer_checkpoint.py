@@ -1,23 +1,21 @@
-"""HaMeR's checkpoint file: read without running anything in it, checked entry by entry, and put into the network.
+"""HaMeR's checkpoint: checked entry by entry, and put into the network.
 
 A checkpoint (`hamer.ckpt`) is a torch archive with one `state_dict`: the backbone, the head, MANO's right hand as smplx
 keeps it, and a discriminator that only training needs. A `.safetensors` file with the same entries is read as well.
 """
 
-import pickle
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pam_aug.errors import AssetMissing, SchemaError, UnsafeInput
+from pam_aug.errors import SchemaError
+from pam_aug.estimators.checkpoint import check_entries
 from pam_aug.estimators.hamer_net import HamerConfig, HamerNet
 from pam_aug.hand.assets import HandAssets, assets_from_arrays, wrist_cap
 
-__all__ = ["check_entries", "expected_entries", "hand_of", "load_hamer", "read_state"]
+__all__ = ["check_hamer", "expected_entries", "hand_of", "load_hamer"]
 
 _USED = ("backbone.", "mano_head.")
 _MANO = {
@@ -45,78 +43,16 @@ _MANO_SHAPES = {
 _SHOWN = 5
 
 
-def expected_entries(config: HamerConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the entries that the network takes from a checkpoint: 503 at the published depths."""
+def expected_entries(config: HamerConfig) -> dict[str, Tensor]:
+    """The entries that the network takes from a checkpoint, without values: 503 at the published depths."""
     with torch.device("meta"):
-        net = HamerNet(config)
-    return {name: tuple(value.shape) for name, value in net.state_dict().items()}
+        return HamerNet(config).state_dict()
 
 
-def read_state(path: Path) -> dict[str, Tensor]:
-    """The named tensors of a checkpoint, mapped into memory and not yet read.
-
-    Raises AssetMissing (no file), UnsafeInput (it holds more than tensors) or SchemaError (no checkpoint, truncated).
-    """
-    if not path.is_file():
-        raise AssetMissing(f"{path}: no such file; `pam-aug fetch-weights hamer` says where to get it", path=str(path))
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    state = content.get("state_dict", content) if isinstance(content, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        found = f"holds a {type(content).__name__}"
-        if isinstance(content, Mapping):
-            found = f"has the entries {', '.join(map(str, list(content)[:_SHOWN]))}"
-        raise SchemaError(f"{path}: {found}, a HaMeR checkpoint has a 'state_dict' of tensors", path=str(path))
-    return {str(name): value for name, value in state.items()}
-
-
-def _read_torch(path: Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "class" in line), str(error))
-        raise UnsafeInput(
-            f"{path}: holds more than tensors ({reason[:200].strip()}), so it was not read. The published file has "
-            "tensors only; get it again with `pam-aug fetch-weights hamer`",
-            path=str(path),
-        ) from error
-    except (RuntimeError, EOFError, OSError, KeyError, ValueError, AttributeError, TypeError, IndexError) as error:
-        raise SchemaError(
-            f"{path}: not a whole torch archive ({str(error).splitlines()[0][:200] if str(error) else error!r}); "
-            "copy or download it again and check it with `pam-aug fetch-weights hamer`",
-            path=str(path),
-        ) from error
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise SchemaError(f"{path}: not a whole safetensors file ({error}); copy it again", path=str(path)) from error
-
-
-def _differences(state: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """What differs, in the expected order, then what is too much under the network's own prefixes."""
-    found = [
-        f"{name} is missing (expected {shape})"
-        if name not in state
-        else f"{name} is {tuple(state[name].shape)} of {state[name].dtype}, expected floats {shape}"
-        for name, shape in expected.items()
-        if name not in state or tuple(state[name].shape) != shape or not state[name].is_floating_point()
-    ]
-    return found + [f"{name} is unknown" for name in state if name.startswith(_USED) and name not in expected]
-
-
-def check_entries(state: Mapping[str, Tensor], config: HamerConfig, *, where: str) -> None:
+def check_hamer(state: Mapping[str, Tensor], config: HamerConfig, *, where: str) -> None:
     """Refuse a checkpoint of another network. Raises SchemaError with the first differences; `where` is its file."""
-    wrong = _differences(state, expected_entries(config))
-    if wrong:
-        more = [f"and {len(wrong) - _SHOWN} more"] if len(wrong) > _SHOWN else []
-        head = f"{where}: not the network that was expected, {len(wrong)} entries differ:"
-        lines = "\n  - ".join([head, *wrong[:_SHOWN], *more])
-        raise SchemaError(f"{lines}\nGive HaMeR's own checkpoint, or this one's sizes as `net`.", differences=wrong)
+    advice = "Give HaMeR's own checkpoint, or this one's sizes as `net`."
+    check_entries(state, expected_entries(config), prefixes=_USED, where=where, advice=advice)
 
 
 def load_hamer(
@@ -125,9 +61,9 @@ def load_hamer(
     """The network with a checkpoint's weights, the backbone in `dtype`, in evaluation mode.
 
     Tensors that keep their type are not copied. Entries outside the network (discriminator, MANO) are left alone.
-    Raises SchemaError as `check_entries` does.
+    Raises SchemaError as `check_hamer` does.
     """
-    check_entries(state, config, where=where)
+    check_hamer(state, config, where=where)
     with torch.device("meta"):
         net = HamerNet(config)
     kept = {name: dtype if name.startswith("backbone.") else torch.float32 for name in net.state_dict()}
