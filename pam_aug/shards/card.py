@@ -22,7 +22,8 @@ for batch in DataLoader(dataset, batch_size=None, num_workers=4):
 
 The shards as they are, for any WebDataset reader: `webdataset.WebDataset("shards/real-00000.tar")` gives `__key__`, the
 image file (`jpg` or `png`) and its labels (`json`). Units are metres, radians and pixels; the camera is OpenCV's. Keys
-that end in `@` and two digits are synthetic.
+that end in `@` and two digits are synthetic. Hugging Face `datasets` reads them too; give it the types
+(`pam_aug.shards.arrow.webdataset_arrow_schema`), because it cannot guess those of lists that are empty at first.
 """
 
 
