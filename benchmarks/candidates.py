@@ -7,7 +7,7 @@ directions under any roll, both sides, 65 % of the hands holding their object; o
 of the error is the best constant pose of the same set, which an estimator reaches without looking. Wrong labels are
 re-posed by fingers, by a turn of the whole hand, or by both, to a mean joint distance; the area is that between right
 and wrong labels among the candidates of one input, averaged over inputs. `--real` repeats both on path-traced images of
-the stand-in dataset (needs the rgb extra), where an input has one image and ten wrong labels.
+the stand-in dataset (needs the rgb extra), where an input has one image and five wrong labels.
 """
 
 import statistics
@@ -135,8 +135,8 @@ def main() -> None:
     rows += error_rows(estimator, list(rollouts(150 if quick else 2000, 1)), "estimator_")
     rows += separability_rows(estimator, list(rollouts(12 if quick else 60, 10)), "perturbation_", 1)
     if arguments.real:
-        inputs = list(stand_in(20 if quick else 160))
-        rows += error_rows(estimator, inputs, "stand_in_") + separability_rows(estimator, inputs, "stand_in_", 10)
+        inputs = list(stand_in(20 if quick else 120))
+        rows += error_rows(estimator, inputs, "stand_in_") + separability_rows(estimator, inputs, "stand_in_", 5)
     print_rows(rows, arguments.json, ("pam_aug", "torch", "numpy", "opencv-python-headless"))
 
 

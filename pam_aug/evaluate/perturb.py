@@ -21,6 +21,8 @@ __all__ = ["Shown", "label_separability", "repose"]
 Kind = Literal["fingers", "global", "both"]
 KINDS: tuple[Kind, ...] = ("fingers", "global", "both")
 
+_DRAWS, _FARTHEST = 50, 3.0
+
 Shown = tuple[Hand, Camera, Sequence[np.ndarray]]
 """A label, its camera, and images that show it: the candidates of one input."""
 
@@ -33,23 +35,30 @@ def repose(
     Its joints lie `distance_mm` from the label's on average, wrist on wrist. Two to five fingers move, mostly in
     flexion. `layer` is the label's hand model in float64. Raises SchemaError where no such pose is found.
     """
-    turn = rng.normal(0.0, 1.0, 3) if kind != "fingers" else np.zeros(3)
-    bend = np.zeros((5, 3, 3))
-    if kind != "global":
-        fingers = rng.choice(5, size=int(rng.integers(2, 6)), replace=False)
-        bend[fingers] = rng.normal(0.0, 1.0, (len(fingers), 3, 3)) * [0.15, 0.25, 1.0]
-    if kind == "both":
-        turn *= 0.35
-    low, high = 0.0, 0.05
-    while high < 12.0 and _distance(hand, _posed(hand, camera, layer, high * turn, high * bend)) < distance_mm:
-        low, high = high, 2.0 * high
-    if high >= 12.0:
-        raise SchemaError(f"no pose of this hand lies {distance_mm} mm away in the drawn direction; draw again")
+    for _ in range(_DRAWS):
+        turn, bend = _direction(kind, rng)
+        low, high = 0.0, 0.05
+        while high < _FARTHEST and _distance(hand, _posed(hand, camera, layer, high * turn, high * bend)) < distance_mm:
+            low, high = high, 2.0 * high
+        if high < _FARTHEST:
+            break
+    else:
+        raise SchemaError(f"no pose of this hand lies {distance_mm} mm away by {kind}; ask for a smaller distance")
     for _ in range(18):
         middle = 0.5 * (low + high)
         near = _distance(hand, _posed(hand, camera, layer, middle * turn, middle * bend)) < distance_mm
         low, high = (middle, high) if near else (low, middle)
     return _posed(hand, camera, layer, high * turn, high * bend)
+
+
+def _direction(kind: Kind, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A turn (3,) and finger bends (5,3,3) of about one radian, the bends mostly about the flexion axis."""
+    turn = rng.normal(0.0, 1.0, 3) * {"fingers": 0.0, "global": 1.0, "both": 0.35}[kind]
+    bend = np.zeros((5, 3, 3))
+    if kind != "global":
+        fingers = rng.choice(5, size=int(rng.integers(2, 6)), replace=False)
+        bend[fingers] = rng.normal(0.0, 1.0, (len(fingers), 3, 3)) * [0.15, 0.25, 1.0]
+    return turn, bend
 
 
 def _distance(a: Hand, b: Hand) -> float:
