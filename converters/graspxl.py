@@ -13,7 +13,6 @@ labels, and is undone here:
 Allegro files hold a robot's 22 joint values, no hand: refused.
 """
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +25,17 @@ from pam_aug.geometry import axis_angle_to_matrix, rigid_matrix
 from pam_aug.hand import HandAssets, Side
 from pam_aug.rollouts.contact import Contact, hand_parts, measure_contact
 from pam_aug.rollouts.scene import Item
-from pam_aug.safe_pickle import load_npy_object
 
+from .graspxl_files import (
+    HOW_TO_GET,
+    check_turns,
+    column,
+    find_sequences,
+    load_sequence,
+    object_key,
+    object_of,
+    object_unit_m,
+)
 from .rollout_frames import FrameChoice, Frames
 from .rollout_tracks import MANO_J0_M, SPLITS, Hands, HandTrack, MeshFile, ObjectTrack, Trajectory, split_of
 
@@ -36,9 +44,7 @@ __all__ = ["GraspXL"]
 LICENCE = (
     "CC BY-NC 4.0: GraspXL's motions (Zhang et al., ECCV 2024); object meshes: Objaverse, each under its own CC licence"
 )
-_GET: Final = "Get mano_dataset and object_dataset from GraspXL's project page (github.com/zdchan/GraspXL)."
 _SIZES: Final = ("small", "medium", "large")
-_NEAR_M: Final = 0.4  # a wrist comes this close to the object's origin at some time
 # ARCTIC's articulated objects turn their top part about -z of the model frame by `angle` (Fan et al., CVPR 2023).
 _HINGE: Final = np.array([0.0, 0.0, -1.0])
 
@@ -88,7 +94,7 @@ class GraspXL:
                 f"mm; fps {o.fps} is above 0"
             )
         self._root = Path(o.sequences)
-        self.files = self._chosen(_find(self._root))
+        self.files = self._chosen(find_sequences(self._root))
         self._hands = Hands(o.mano_dir)
         self._frames = Frames(self.name, len(self.files), self._read, self._hands, choice)
 
@@ -126,7 +132,7 @@ class GraspXL:
     def _chosen(self, files: list[Path]) -> list[Path]:
         o = self.options
         if o.objects or o.split != "all":
-            ids = {file: _object_of(file) for file in files}
+            ids = {file: object_of(file) for file in files}
             unknown = sorted(set(o.objects) - set(ids.values()))
             if unknown:
                 raise ConfigError(f"graspxl: no sequence of {unknown[0]!r} under {o.sequences}; see `objects`")
@@ -140,17 +146,17 @@ class GraspXL:
 
     def _read(self, number: int) -> Trajectory:
         path = self.files[number]
-        data = _load(path)
-        object_id = _object_key(path, data)
+        data = load_sequence(path)
+        object_id = object_key(path, data)
         sides: list[Side] = [side for side in ("right", "left") if f"{side}_hand" in data]
         count = len(np.atleast_1d(data[object_id].get("trans", ())))
         hands = tuple(self._hand(path, data[f"{side}_hand"], side, count) for side in sides)
-        turns = _column(path, data[object_id], object_id, "rot", (count, 3))
-        places = _column(path, data[object_id], object_id, "trans", (count, 3))
-        angle = _column(path, data[object_id], object_id, "angle", (count, 1))[:, 0]
-        _check_turns(path, object_id, turns)
+        turns = column(path, data[object_id], object_id, "rot", (count, 3))
+        places = column(path, data[object_id], object_id, "trans", (count, 3))
+        angle = column(path, data[object_id], object_id, "angle", (count, 1))[:, 0]
+        check_turns(path, object_id, turns)
         wrists = np.concatenate([h.transl + self._hands.assets(h.side).rest_joints_m[0] for h in hands])
-        scale, note = _object_unit(path, self.options.object_unit, wrists, np.tile(places, (len(hands), 1)))
+        scale, note = object_unit_m(path, self.options.object_unit, wrists, np.tile(places, (len(hands), 1)))
         pose = rigid_matrix(axis_angle_to_matrix(turns), places * scale)
         relative = path.relative_to(self._root) if self._root.is_dir() else Path(path.name)
         return Trajectory(
@@ -170,14 +176,14 @@ class GraspXL:
 
     def _hand(self, path: Path, entry: Any, side: Side, count: int) -> HandTrack:
         name = f"{side}_hand"
-        pose = _column(path, entry, name, "pose", (count, 45))
-        orient = _column(path, entry, name, "rot", (count, 3))
-        trans = _column(path, entry, name, "trans", (count, 3))
-        _check_turns(path, name, orient)
-        _check_turns(path, name, pose)
+        pose = column(path, entry, name, "pose", (count, 45))
+        orient = column(path, entry, name, "rot", (count, 3))
+        trans = column(path, entry, name, "trans", (count, 3))
+        check_turns(path, name, orient)
+        check_turns(path, name, pose)
         mean, said = self._hands.mean_pose(side, self.name)
         # "shape" is ARCTIC's; J0 then moves with betas, and smplx's translation does not.
-        betas = _column(path, entry, name, "shape", (10,)) if "shape" in entry else np.zeros(10)
+        betas = column(path, entry, name, "shape", (10,)) if "shape" in entry else np.zeros(10)
         wrist = trans + np.array(MANO_J0_M[side])
         return HandTrack(
             side=side,
@@ -213,95 +219,9 @@ class GraspXL:
             )
         raise AssetMissing(
             f"{path}: no mesh of {object_id} below {meshes} (looked for [small|medium|large/]<id>/<id>.obj, "
-            f"and for top*.obj with bottom*.obj). {_GET}",
+            f"and for top*.obj with bottom*.obj). {HOW_TO_GET}",
             object=object_id,
         )
 
     def _mesh(self, object_id: str, path: Path) -> MeshFile:
         return MeshFile(path, f"graspxl/{object_id}/{path.name}", self.options.mesh_scale)
-
-
-def _find(root: Path) -> list[Path]:
-    """The sequence files at `root`; robot hands' are left out beside MANO's, and refused alone."""
-    if not root.exists():
-        raise SourceError(f"{root}: no such file or folder of sequences. {_GET}", path=str(root))
-    files = sorted(root.rglob("*.npy")) if root.is_dir() else [root]
-    robots = [f for f in files if f.name.startswith(("allegro", "leap", "shadow"))]
-    ours = [f for f in files if f not in set(robots)]
-    if robots and not ours:
-        raise SourceError(
-            f"{robots[0]}: motions of a robot hand, whose joints no hand pose can express. Take mano_dataset. {_GET}",
-            path=str(root),
-        )
-    if robots:
-        warnings.warn(
-            f"graspxl: {len(robots)} files of robot hands left out; no hand pose expresses them", stacklevel=3
-        )
-    if not ours:
-        raise SourceError(f"{root}: holds no .npy sequence. {_GET}", path=str(root))
-    return ours
-
-
-def _load(path: Path) -> dict[str, Any]:
-    data = load_npy_object(path)
-    if not isinstance(data, dict) or not all(isinstance(v, dict) for v in data.values()):
-        raise SourceError(f"{path}: should hold a dictionary of tracks by name. {_GET}", path=str(path))
-    return data
-
-
-def _object_of(path: Path) -> str:
-    """A file's object id; its folder's name, as GraspXL has it, where the file cannot be read."""
-    try:
-        return _object_key(path, _load(path))
-    except SourceError:
-        return path.parent.name
-
-
-def _object_key(path: Path, data: dict[str, Any]) -> str:
-    """The key that is no hand's. Raises SourceError where there is not exactly one, or no hand, or a robot's."""
-    objects = [str(key) for key in data if not str(key).endswith("_hand")]
-    hands = [str(key) for key in data if str(key).endswith("_hand")]
-    if len(objects) != 1 or not hands or set(hands) - {"right_hand", "left_hand"}:
-        raise SourceError(
-            f"{path}: keys {', '.join(map(str, data))}; expected right_hand, left_hand or both, and one object",
-            path=str(path),
-        )
-    for hand in hands:
-        if np.shape(data[hand].get("pose"))[-1:] in ((22,), (16,)):
-            raise SourceError(
-                f"{path}: {hand} has {np.shape(data[hand]['pose'])[-1]} joint values, a robot hand's (Allegro), which "
-                f"no hand pose can express. Take mano_dataset. {_GET}",
-                path=str(path),
-            )
-    return objects[0]
-
-
-def _column(path: Path, entry: dict[str, Any], track: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
-    value = entry.get(name)
-    if not isinstance(value, np.ndarray) or value.shape != shape or value.dtype.kind not in "fiu":
-        got = getattr(value, "shape", "missing")
-        raise SourceError(f"{path}: {track}.{name} should be {shape}, is {got}. {_GET}", path=str(path))
-    if not np.isfinite(value).all():
-        frame = int(np.argwhere(~np.isfinite(value))[0][0])
-        raise SourceError(f"{path}: {track}.{name} is not finite from row {frame}; copy the file again", path=str(path))
-    return value.astype(np.float64)
-
-
-def _check_turns(path: Path, track: str, turns: np.ndarray) -> None:
-    largest = float(np.linalg.norm(turns.reshape(-1, 3), axis=1).max(initial=0.0))
-    if largest > 2 * np.pi + 1e-3:
-        raise SourceError(f"{path}: {track} turns by {largest:.1f} rad, over 2 pi: are these degrees?", path=str(path))
-
-
-def _object_unit(path: Path, unit: str, wrists_m: np.ndarray, places: np.ndarray) -> tuple[float, tuple[str, ...]]:
-    """Metres per unit of the object's positions, told by the distance to the wrist, and a note where it is not 1."""
-    nearest = {s: float(np.linalg.norm(wrists_m - places * s, axis=1).min()) for s in (1.0, 0.001)}
-    wanted = {"m": [1.0], "mm": [0.001], "auto": [1.0, 0.001]}[unit]
-    for scale in wanted:
-        if nearest[scale] <= _NEAR_M:
-            return scale, () if scale == 1.0 else ("object positions read as millimetres",)
-    raise SourceError(
-        f"{path}: the wrist never comes within {_NEAR_M} m of the object ({nearest[wanted[0]]:.3g} m at best, "
-        f"{nearest[0.001]:.3g} m were the object in millimetres). Units, or another translation?",
-        path=str(path),
-    )

@@ -97,7 +97,7 @@ def _open(folder: Path, archive: RolloutArchive, **more) -> RolloutNpz:
     return RolloutNpz(RolloutNpz.Options(str(folder), **{"stride": 1, **more}))
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 999), st.sampled_from(list(ORDERS)), st.sampled_from(["wrist", "mano_transl"]),
        st.sampled_from(["m", "mm"]))  # fmt: skip
 @pytest.mark.parametrize("form", FORMS)
