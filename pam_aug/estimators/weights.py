@@ -86,6 +86,15 @@ WEIGHTS: Final = (
         get=_MANO_GET,
         folder="mano",
     ),
+    WeightFile(
+        name="simplehand-fastvit",
+        file="epoch_200_rerun1",
+        what="SimpleHand's released weights (FastViT-MA36, trained on FreiHAND)",
+        needed_by="the estimator `simplehand-fastvit`, together with mano-right and timm",
+        licence="MIT (code); trained on FreiHAND (research only) from Apple's FastViT weights (own licence)",
+        get="Follow the link to the authors' Google Drive on https://github.com/patienceFromZhou/simpleHand",
+        folder="weights",
+    ),
 )
 
 
