@@ -22,7 +22,6 @@ from pam_aug.errors import ConfigError, SourceError
 from pam_aug.geometry import invert_rigid, transform_points
 from pam_aug.hand import HandAssets, HandLayer, load_mano
 from pam_aug.hand.joints import SIDES, Side
-from pam_aug.rollouts.label import object_pose
 from pam_aug.rollouts.scene import Item, Mesh
 from pam_aug.schema import SEG_FIRST_OBJECT, Camera, Hand, Object, Sample, Source, make_key
 
@@ -130,9 +129,10 @@ class OakInk2:
         row = annotation.row(frame)
         image = read_image(track.folder, frame, self.options.keep_png)
         name, camera = _camera(annotation, track, row, frame, image)
-        hands, hand_notes = self._hand_labels(annotation, posed, row, frame, camera)
+        T_cam_world = invert_rigid(np.asarray(camera.T_world_cam, np.float64))  # of the pose as the label rounds it
+        hands, hand_notes = self._hand_labels(annotation, posed, row, frame, camera, T_cam_world)
         programme = self._programme(track.seq_key)
-        objects, meshes = self._objects(annotation, row, camera)
+        objects, meshes = self._objects(annotation, row, T_cam_world)
         scene, _, sequence = track.seq_key.partition("/")
         sample = Sample(
             key=make_key("oakink2", scene, sequence or "sequence", name, f"{frame:06d}"),
@@ -149,7 +149,7 @@ class OakInk2:
                 image_sha256=image.sha256,
                 notes=(
                     *hand_notes,
-                    *_programme_notes(programme, frame),
+                    *programme.notes(frame),
                     *self._clip_note(position),
                     f"annotation sha256: {annotation.sha256}",
                 ),
@@ -211,7 +211,13 @@ class OakInk2:
         return self._programmes[seq_key]
 
     def _hand_labels(
-        self, annotation: Annotation, posed: Mapping[Side, PosedHand], row: int, frame: int, camera: Camera
+        self,
+        annotation: Annotation,
+        posed: Mapping[Side, PosedHand],
+        row: int,
+        frame: int,
+        camera: Camera,
+        T_cam_world: np.ndarray,
     ) -> tuple[tuple[Hand, ...], tuple[str, ...]]:
         """The hands that can be labelled, and notes on the others. Raises SourceError where neither is usable."""
         hands: list[Hand] = []
@@ -222,25 +228,24 @@ class OakInk2:
                 notes.append(f"left out: {reason}")
                 continue
             if side not in posed:
-                T_cam_world = invert_rigid(np.asarray(camera.T_world_cam, np.float64))
                 x, y, z = transform_points(T_cam_world, track.wrist_world_m[row][None])[0]
                 notes.append(f"{side} hand left out: no MANO files; wrist_cam_m: {x:.6f} {y:.6f} {z:.6f}")
                 continue
-            hands.append(posed[side].label(row, camera))
+            hands.append(posed[side].label(row, camera, T_cam_world))
         if not any(track.valid[row] for track in annotation.hands.values()):
             reasons = "; ".join(annotation.problems[side, frame] for side in SIDES)
             raise SourceError(f"no hand can be used: {reasons}", frame=frame)
         return tuple(hands), tuple(notes)
 
     def _objects(
-        self, annotation: Annotation, row: int, camera: Camera
+        self, annotation: Annotation, row: int, T_cam_world: np.ndarray
     ) -> tuple[tuple[Object, ...], Mapping[str, Mesh]]:
         paths: dict[str, Path] = {}
         objects: list[Object] = []
         for number, (object_id, track) in enumerate(annotation.objects.items()):
             name, path = self._meshes.find(object_id)
             paths[name] = path
-            pose = object_pose(track.T_world_obj[row], camera) if track.valid[row] else np.eye(4)
+            pose = T_cam_world @ track.T_world_obj[row] if track.valid[row] else np.eye(4)
             objects.append(Object(object_id, name, SEG_FIRST_OBJECT + number, pose, bool(track.valid[row])))
         return tuple(objects), MeshFiles(paths)
 
@@ -265,21 +270,6 @@ def _camera(annotation: Annotation, track: Track, row: int, frame: int, image: S
             frame=frame,
         )
     return name, Camera(image.width, image.height, K, invert_rigid(poses.T_cam_world[row]))
-
-
-def _programme_notes(programme: Programme, frame: int) -> tuple[str, ...]:
-    """What each hand is doing; without intervals, a hand cannot be called idle."""
-    task = (f"task: {programme.task}",) if programme.task else ()
-    if not programme.known:
-        return (*task, "programme: none, idle hands are not known")
-    notes: list[str] = []
-    for side in SIDES:
-        doing = [
-            " ".join((p.names[side] or p.name or "unnamed", *p.hand_objects[side]))
-            for p in programme.active(side, frame)
-        ]
-        notes.append(f"{side} hand: {', '.join(doing) or 'idle'}")
-    return (*task, *notes)
 
 
 def _check(options: OakInk2.Options) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from pam_aug.geometry import axis_angle_to_matrix, invert_rigid, matrix_to_axis_angle, project, transform_points
+from pam_aug.geometry import axis_angle_to_matrix, matrix_to_axis_angle, project, transform_points
 from pam_aug.hand import HandLayer
 from pam_aug.hand.joints import Side
 from pam_aug.rollouts.label import in_image
@@ -35,9 +35,8 @@ class PosedHand:
     root_m: Float[np.ndarray, "n 3"]
     joints_world_m: Float[np.ndarray, "n 21 3"]
 
-    def label(self, row: int, camera: Camera) -> Hand:
-        """The label of the hand at a row of the track, as `camera` sees it."""
-        T_cam_world = invert_rigid(np.asarray(camera.T_world_cam, np.float64))
+    def label(self, row: int, camera: Camera, T_cam_world: Float[np.ndarray, "4 4"]) -> Hand:
+        """The label of the hand at a row of the track, as `camera` sees it; `T_cam_world` inverts its pose."""
         joints = transform_points(T_cam_world, self.joints_world_m[row]).astype(np.float32)
         px = project(joints.astype(np.float64), np.asarray(camera.K_px, np.float64))
         return Hand(

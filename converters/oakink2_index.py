@@ -119,9 +119,7 @@ def build_index(
                 continue
         kept = {serial: keep(seq_key, ids).astype(np.int32) for serial, ids in found.items()}
         if not any(map(len, kept.values())):
-            left_out[seq_key] = (
-                "no image is annotated, in an interval of the programme, in a whole clip" if found else "no images"
-            )
+            left_out[seq_key] = "no image fits frames, clip_frames and the annotation" if found else "no images"
         tracks += [Track(seq_key, s, folder / s, annotation, ids) for s, ids in kept.items() if len(ids)]
     return FrameIndex(tuple(tracks), np.cumsum([len(t.frame_ids) for t in tracks], dtype=np.int64), missing, left_out)
 

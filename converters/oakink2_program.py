@@ -78,6 +78,18 @@ class Programme:
         sentences = dict.fromkeys(p.text for p in self.at(frame_id) if p.text)
         return " ".join(sentences) or self.task
 
+    def notes(self, frame_id: int) -> tuple[str, ...]:
+        """The task, and what each hand is doing at a frame; without intervals, a hand cannot be called idle."""
+        task = (f"task: {self.task}",) if self.task else ()
+        if not self.known:
+            return (*task, "programme: none, idle hands are not known")
+        notes: list[str] = []
+        for side in SIDES:
+            active = self.active(side, frame_id)
+            doing = [" ".join((p.names[side] or p.name or "unnamed", *p.hand_objects[side])) for p in active]
+            notes.append(f"{side} hand: {', '.join(doing) or 'idle'}")
+        return (*task, *notes)
+
 
 def seq_key_of(token: str) -> str:
     """A sequence's name with its slash, from a file name (`++`, or `%2B%2B` as browsers save it)."""
