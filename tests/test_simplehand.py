@@ -1,5 +1,7 @@
 """The SimpleHand network, its crops and the estimator on top of them. Weights are random: form is tested, not skill."""
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,14 @@ from pam_aug.errors import AssetMissing, BackendError, ConfigError, SchemaError
 from pam_aug.estimators.base import Estimator, HandQuery
 from pam_aug.estimators.crop import perspective_crop
 from pam_aug.estimators.joint_map import fit_joint_map
-from pam_aug.estimators.simplehand import SimpleHandEstimator, SimpleHandOptions, load_net, save_net
+from pam_aug.estimators.simplehand import (
+    BUNDLED_WEIGHTS,
+    SimpleHandEstimator,
+    SimpleHandOptions,
+    load_net,
+    read_info,
+    save_net,
+)
 from pam_aug.estimators.simplehand_net import (
     NetConfig,
     SimpleHandNet,
@@ -17,8 +26,9 @@ from pam_aug.estimators.simplehand_net import (
     mean_position,
     normalise_pixels,
 )
-from pam_aug.geometry import flip_intrinsics, project
+from pam_aug.geometry import flip_intrinsics, pa_mpjpe_mm, project, root_aligned_mpjpe_mm
 from pam_aug.hand import HandLayer, load_open_hand
+from pam_aug.rollouts.scene import build_scene
 
 TINY_FIELDS = {"input_px": 64, "widths": [16, 16, 24, 32], "depths": [1, 1, 1, 1], "dims": [32, 16, 8], "heads": 2}
 TINY = NetConfig.of(TINY_FIELDS)
@@ -275,3 +285,35 @@ def test_saved_weights_come_back_to_half_precision(tmp_path):
 
 def test_the_registry_knows_it():
     assert registry.load("estimators", "simplehand") is SimpleHandEstimator
+
+
+# ------------------------------------------------------------------------------------------------- bundled weights
+
+
+def test_bundled_weights_are_small_and_of_the_bundled_hand():
+    estimator = SimpleHandEstimator()
+    assert estimator.requires() == []
+    assert BUNDLED_WEIGHTS.stat().st_size <= 10_000_000
+    info = read_info(BUNDLED_WEIGHTS)
+    assert hashlib.sha256(BUNDLED_WEIGHTS.read_bytes()).hexdigest() == info["weights_sha256"]
+    hand = load_open_hand("right")
+    assert info["hand_model_sha256"] == hand.sha256
+    assert load_net(BUNDLED_WEIGHTS).joint_map.numpy() == pytest.approx(fit_joint_map(hand), abs=1e-5)
+
+
+def test_bundled_weights_find_hands_that_training_has_not_seen():
+    converter = registry.load("converters", "demo-rollouts")
+    source = converter(converter.Options(count=24, split="test", seed=77))
+    generator, estimator = registry.load("generators", "rendered")(), SimpleHandEstimator()
+    found, labels = [], []
+    for index in range(24):
+        item = source.item(index)
+        hand = item.sample.hands[0]
+        image = next(iter(generator.generate(build_scene(item, source.hand_assets()), [index]))).rgb
+        mirror = np.array([-1.0 if hand.side == "left" else 1.0, 1.0, 1.0])
+        found.append(estimator.estimate([image], [HandQuery.of(hand, item.sample.camera)]).joints_m[0] * mirror)
+        labels.append(hand.joints_cam_m * mirror)
+    pred, gt = np.stack(found), np.stack(labels)
+    constant = pa_mpjpe_mm(np.broadcast_to(pred.mean(0), gt.shape), gt).mean()
+    assert pa_mpjpe_mm(pred, gt).mean() < 0.8 * constant
+    assert root_aligned_mpjpe_mm(pred, gt).mean() < 30

@@ -18,7 +18,15 @@ from pam_aug.estimators.base import Estimates, HandQuery
 from pam_aug.estimators.crop import PerspectiveCrop, perspective_crop
 from pam_aug.estimators.simplehand_net import NetConfig, SimpleHandNet, fold_batch_norm, normalise_pixels
 
-__all__ = ["BUNDLED_WEIGHTS", "SimpleHandEstimator", "SimpleHandOptions", "load_net", "predict", "save_net"]
+__all__ = [
+    "BUNDLED_WEIGHTS",
+    "SimpleHandEstimator",
+    "SimpleHandOptions",
+    "load_net",
+    "predict",
+    "read_info",
+    "save_net",
+]
 
 BUNDLED_WEIGHTS = Path(__file__).with_name("simplehand_small.safetensors")
 
