@@ -1,6 +1,9 @@
 """Repair: leftovers go, everything committed stays, and what a running build uses is left alone."""
 
 import hashlib
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import fakes
@@ -99,3 +102,23 @@ def test_another_folder_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"no build\.json"):
         repair(tmp_path)
     assert (tmp_path / "shards" / "real-00000.tar").exists()
+
+
+def test_a_running_build_is_not_disturbed(build, tmp_path):
+    script = Path(__file__).with_name("build_with_fakes.py")
+    out, repairs = tmp_path / "live", 0
+    process = subprocess.Popen([sys.executable, str(script), str(out)], stdout=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    while process.poll() is None:
+        if (out / "build.json").is_file():
+            repair(out)
+            repairs += 1
+        time.sleep(0.002)
+    assert process.wait() == 0
+    assert repairs > 10
+    assert tars(out) == tars(build)
+    assert verify(out).damaged == []
+
+
+def tars(out: Path) -> dict[str, str]:
+    return {name: digest for name, digest in files(out).items() if name.endswith(".tar")}

@@ -19,7 +19,7 @@ __all__ = [
     "TEMPORARY_PREFIX",
     "create_temporary",
     "fsync_folder",
-    "is_in_use",
+    "remove_temporary",
     "storage_errors",
     "temporary_path",
     "write_atomic",
@@ -56,22 +56,30 @@ def temporary_path(path: Path) -> Path:
 
 def create_temporary(path_temporary: Path, buffering: int = -1) -> BinaryIO:
     """Opens a new temporary file for writing and locks it for as long as it stays open: rename before closing it."""
-    file = open(path_temporary, "xb", buffering)  # noqa: SIM115
-    with contextlib.suppress(OSError):  # a file system without locks
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    return file
+    while True:
+        file = open(path_temporary, "xb", buffering)  # noqa: SIM115
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if path_temporary.exists():
+            return file
+        file.close()  # taken for a leftover between its making and its lock: make it again
 
 
-def is_in_use(path_temporary: Path) -> bool:
-    """Whether somebody still writes that temporary file, or it cannot be told."""
+def remove_temporary(path_temporary: Path, dry_run: bool = False) -> bool | None:
+    """Removes a temporary file that nobody writes: True. False where somebody does (or may), None where it is gone.
+
+    It is removed under its lock, so a writer that waits for that lock notices. `dry_run` only looks.
+    """
     try:
         with open(path_temporary, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not dry_run:
+                path_temporary.unlink()
     except FileNotFoundError:
-        return False
+        return None
     except OSError:
-        return True
-    return False
+        return False
+    return True
 
 
 def fsync_folder(folder: Path) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from pam_aug.errors import ConfigError, StorageError
-from pam_aug.shards.atomic import TEMPORARY_PREFIX, is_in_use, storage_errors
+from pam_aug.shards.atomic import TEMPORARY_PREFIX, remove_temporary, storage_errors
 from pam_aug.shards.writer import index_path, is_committed, marker_path
 
 __all__ = ["Leftover", "Repair", "repair"]
@@ -105,14 +105,16 @@ def _stale_work(folder: Path, report: Repair) -> None:
 def _temporary_files(folder: Path, report: Repair) -> None:
     places = [folder, *(folder / name for name in ("shards", "rejected", "candidates", "report"))]
     found = [path for place in places for path in place.glob(f"{TEMPORARY_PREFIX}*")]
-    found += (folder / "work").rglob(f"{TEMPORARY_PREFIX}*")
+    for place, _, names in os.walk(folder / "work"):  # rglob fails on folders that a running build removes meanwhile
+        found += [Path(place, name) for name in names if name.startswith(TEMPORARY_PREFIX)]
     for path in sorted(found):
         if path.is_symlink() or not path.is_file() or any(path.is_relative_to(folder / r.path) for r in report.removed):
             continue
-        if is_in_use(path):
+        removed = remove_temporary(path, report.dry_run)
+        if removed is False:
             report.in_use.append(str(path.relative_to(folder)))
-        else:
-            _remove(folder, path, "a temporary file that nobody writes", report)
+        elif removed:
+            report.removed.append(Leftover(str(path.relative_to(folder)), "a temporary file that nobody writes"))
 
 
 def _remove(folder: Path, path: Path, reason: str, report: Repair) -> None:
