@@ -5,7 +5,7 @@ from the surface it grows roughly like a distance, which is all that blending an
 the breadths and depths at the joints in Greiner (1991, see the skeleton module) and from looking at hands.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,7 @@ class Tube:
 
 
 def profile_from(
-    u_mm: list[float], lateral: list[float], dorsal: list[float], palmar: list[float], centre: list[float]
+    u_mm: Sequence[float | int], lateral: Sequence[float | int], dorsal: Sequence[float | int], palmar: Sequence[float | int], centre: Sequence[float | int]
 ) -> Callable[[Float[np.ndarray, "n"]], Float[np.ndarray, "n 4"]]:
     """Monotone cubic profiles through knots given in millimetres, constant beyond the ends; the result is in metres."""
     knots = np.array(u_mm) * 1e-3
@@ -56,7 +56,7 @@ def smooth_min(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], k: float) -
 
 
 def ellipsoid(
-    centre: list[float], along: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"], half_mm: list[float]
+    centre: Sequence[float | int], along: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"], half_mm: Sequence[float | int]
 ) -> Tube:
     """An ellipsoid as a tube of no length; `half_mm` are its half axes along, across and up."""
     along = along / np.linalg.norm(along)
