@@ -14,6 +14,8 @@ from scipy.interpolate import PchipInterpolator
 
 from pam_aug.hand.make_open_hand.skeleton import WRIST, Digit
 
+Numbers = Sequence[float | int]
+
 Field = Callable[[Float[np.ndarray, "n 3"]], Float[np.ndarray, "n"]]
 
 
@@ -41,7 +43,7 @@ class Tube:
 
 
 def profile_from(
-    u_mm: Sequence[float | int], lateral: Sequence[float | int], dorsal: Sequence[float | int], palmar: Sequence[float | int], centre: Sequence[float | int]
+    u_mm: Numbers, lateral: Numbers, dorsal: Numbers, palmar: Numbers, centre: Numbers
 ) -> Callable[[Float[np.ndarray, "n"]], Float[np.ndarray, "n 4"]]:
     """Monotone cubic profiles through knots given in millimetres, constant beyond the ends; the result is in metres."""
     knots = np.array(u_mm) * 1e-3
@@ -55,9 +57,7 @@ def smooth_min(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], k: float) -
     return np.minimum(a, b) - h * h * k / 4
 
 
-def ellipsoid(
-    centre: Sequence[float | int], along: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"], half_mm: Sequence[float | int]
-) -> Tube:
+def ellipsoid(centre: Numbers, along: Float[np.ndarray, "3"], up: Float[np.ndarray, "3"], half_mm: Numbers) -> Tube:
     """An ellipsoid as a tube of no length; `half_mm` are its half axes along, across and up."""
     along = along / np.linalg.norm(along)
     up = up - along * (along @ up)
