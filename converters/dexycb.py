@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 
 from pam_aug.errors import ConfigError, SourceError
 from pam_aug.geometry import invert_rigid, project
-from pam_aug.hand import HandAssets, Side, load_hand
+from pam_aug.hand import HandAssets, Side, load_hand, mano_model_name
 from pam_aug.rollouts.label import in_image
 from pam_aug.rollouts.scene import Item
 from pam_aug.schema import (
@@ -136,7 +136,7 @@ class DexYCB:
 
     def hand_assets(self) -> Mapping[str, HandAssets]:
         """The user's MANO hands of the split's sides, left shape directions as in the file; none without MANO."""
-        return {f"mano/{side}": assets for side, assets in self._hands.items()}
+        return {f"{mano_model_name(side, 'as_file')}/{side}": assets for side, assets in self._hands.items()}
 
     def item(self, index: int) -> Item:
         """Image `index` of the split, its bytes as they are. Raises SourceError for a frame that does not fit."""
@@ -224,7 +224,14 @@ class DexYCB:
                 off_m=off,
             )
         pose = coeffs @ assets.hands_components + assets.hands_mean
-        return Hand(hand_model="mano", global_orient=orient, hand_pose=pose, betas=betas, transl=transl, **given)
+        return Hand(
+            hand_model=mano_model_name(side, "as_file"),
+            global_orient=orient,
+            hand_pose=pose,
+            betas=betas,
+            transl=transl,
+            **given,
+        )
 
     def _objects(self, frame: Frame, label: FrameLabel) -> tuple[Object, ...]:
         """All objects of the sequence, the grasped one first."""

@@ -20,7 +20,7 @@ import torch
 
 from pam_aug.errors import ConfigError, SourceError
 from pam_aug.geometry import invert_rigid, transform_points
-from pam_aug.hand import HandAssets, HandLayer, load_mano
+from pam_aug.hand import HandAssets, HandLayer, load_mano, mano_model_name
 from pam_aug.hand.joints import SIDES, Side
 from pam_aug.rollouts.scene import Item, Mesh
 from pam_aug.schema import SEG_FIRST_OBJECT, Camera, Hand, Object, Sample, Source, make_key
@@ -117,7 +117,7 @@ class OakInk2:
 
     def hand_assets(self) -> Mapping[str, HandAssets]:
         """The user's MANO, the left one with its shape directions as in the file; empty without MANO files."""
-        return {f"mano/{side}": assets for side, assets in self._assets.items()}
+        return {f"{mano_model_name(side, 'as_file')}/{side}": assets for side, assets in self._assets.items()}
 
     def item(self, index: int) -> Item:
         """Image `index`. Raises SourceError for a frame, camera or image that cannot be used."""

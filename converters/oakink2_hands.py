@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 
 from pam_aug.geometry import axis_angle_to_matrix, matrix_to_axis_angle, project, transform_points
-from pam_aug.hand import HandLayer
+from pam_aug.hand import HandLayer, mano_model_name
 from pam_aug.hand.joints import Side
 from pam_aug.rollouts.label import in_image
 from pam_aug.schema import Camera, Hand
@@ -41,7 +41,7 @@ class PosedHand:
         px = project(joints.astype(np.float64), np.asarray(camera.K_px, np.float64))
         return Hand(
             side=self.side,
-            hand_model="mano",
+            hand_model=mano_model_name(self.side, "as_file"),
             joints_cam_m=joints,
             joints_px=np.nan_to_num(px, nan=-1.0),
             in_view=in_image(px, camera.width, camera.height),

@@ -120,7 +120,8 @@ class Hand(_Record):
 
     `hand_pose` is absolute axis-angle (the mean pose is already added) in MANO's joint order; `transl` has smplx's
     meaning (wrist = transl + J0(betas)). 21 joints: wrist, thumb, index, middle, ring, little, base to tip.
-    `mano_valid` is False where a source gives joints only. `hand_model` is "open_hand", "mano" or "fitted:<sha256>".
+    `mano_valid` is False where a source gives joints only. `hand_model` is "open_hand", "mano",
+    "mano_as_file" (a left one whose shape directions are kept as the official file has them) or "fitted:<sha256>".
     """
 
     side: Side

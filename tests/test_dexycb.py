@@ -33,7 +33,7 @@ from pam_aug.converters.dexycb_index import build_index
 from pam_aug.converters.dexycb_labels import read_frame
 from pam_aug.converters.dexycb_splits import SUBJECTS, list_sequences, read_sequence_table, split_rule
 from pam_aug.errors import AssetMissing, BudgetExceeded, ConfigError, SourceError, UnsafeInput
-from pam_aug.hand import HandLayer, load_mano
+from pam_aug.hand import HandLayer, load_mano, mano_model_name
 from pam_aug.rollouts.scene import build_scene
 from pam_aug.schema import sample_from_json, sample_to_json
 from pam_aug.shards.reader import ShardReader
@@ -192,7 +192,7 @@ def test_labels_are_the_independently_computed_ones(fake, items):
         expected = s.joints_world_m[f] @ T_cam_world[:3, :3].T + T_cam_world[:3, 3]
         np.testing.assert_allclose(hand.joints_cam_m, expected, atol=1e-6)
         assert (hand.side, hand.tips, hand.hand_model, hand.mano_valid, hand.pose_mean) == (
-            *(s.side, "manopth", "mano", True, "exact"),
+            *(s.side, "manopth", "mano_as_file" if s.side == "left" else "mano", True, "exact"),
         )
         rays = expected @ fake.K_px[serial].T
         np.testing.assert_allclose(hand.joints_px, rays[:, :2] / rays[:, 2:], atol=1e-3)
@@ -206,7 +206,9 @@ def test_the_converted_parameters_give_the_datasets_joints_on_both_sides(fake, i
     worst = {"right": 0.0, "left": 0.0}
     converter = _open(fake)
     for side in worst:
-        layer = HandLayer(converter.hand_assets()[f"mano/{side}"], dtype=torch.float64, tips="manopth")
+        layer = HandLayer(
+            converter.hand_assets()[f"{mano_model_name(side, 'as_file')}/{side}"], dtype=torch.float64, tips="manopth"
+        )
         hands = [item.sample.hands[0] for item in items.values() if item.sample.hands[0].side == side]
         rows = [
             torch.from_numpy(np.stack([getattr(h, name) for h in hands]).astype(float))
@@ -243,7 +245,7 @@ def test_06_the_translation_is_not_the_wrist(fake, items):
 
 def test_07_the_left_shape_directions_stay_as_in_the_file(fake, items):
     converter = _open(fake)
-    right, left = (converter.hand_assets()[f"mano/{side}"] for side in ("right", "left"))
+    right, left = (converter.hand_assets()[f"{mano_model_name(side, 'as_file')}/{side}"] for side in ("right", "left"))
     np.testing.assert_array_equal(left.shapedirs, right.shapedirs)
     fixed = load_mano(fake.mano_dir, "left", left_shapedirs="fixed")
     assert np.abs(fixed.shapedirs - left.shapedirs).max() > 1e-3

@@ -59,7 +59,11 @@ def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, .
     if not synthetic or not real:
         ratio = Fraction(int(bool(real)))
     if ratio > 0 and not sum(s.hands for s in real):
-        raise ConfigError(f"mix.ratio {config.mix.ratio}: there is no real hand to read; use --ratio 0")
+        raise ConfigError(
+            f"no hand of the real half has a label, so there is nothing to mix; the shards themselves are in {out}. "
+            + ("Use --ratio 0." if synthetic else "Where the labels need MANO, give its files to the converter."),
+            path=str(out),
+        )
     if ratio < 1 and not sum(s.hands for s in synthetic):
         raise BudgetExceeded(
             "no synthetic sample was kept: every candidate failed or was refused; see the reasons in candidates/",

@@ -96,7 +96,7 @@ class HandModels:
     def _candidates(self, build: Path, hand: Hand) -> Iterator[HandAssets]:
         if hand.hand_model == "open_hand":
             yield load_open_hand(hand.side)
-        elif hand.hand_model == "mano":
+        elif hand.hand_model in ("mano", "mano_as_file"):
             mano = self._mano_dir or os.environ.get("MANO_DIR")
             if not mano:
                 raise AssetMissing(

@@ -1,6 +1,6 @@
 """The MANO layer: hand models, their files, and the function from pose to mesh."""
 
-from pam_aug.hand.assets import HandAssets, LeftShapedirs, load_mano, load_npz, save_npz
+from pam_aug.hand.assets import HandAssets, LeftShapedirs, load_mano, load_npz, mano_model_name, save_npz
 from pam_aug.hand.joints import (
     BONES,
     FINGER_NAMES,
@@ -39,6 +39,7 @@ __all__ = [
     "load_mano",
     "load_npz",
     "load_open_hand",
+    "mano_model_name",
     "mirror_params",
     "save_npz",
 ]

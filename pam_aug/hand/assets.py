@@ -26,6 +26,7 @@ __all__ = [
     "assets_from_arrays",
     "load_mano",
     "load_npz",
+    "mano_model_name",
     "read_npz_arrays",
     "save_npz",
     "wrist_cap",
@@ -294,6 +295,11 @@ def _has_right_shapedirs(path: Path, left: np.ndarray) -> bool:
         return True
     mirrored = right * np.array([-1.0, 1.0, 1.0])[:, None]
     return float(np.abs(left - right).max()) < float(np.abs(left - mirrored).max())
+
+
+def mano_model_name(side: Side, left_shapedirs: LeftShapedirs) -> str:
+    """What a label calls the user's MANO hand: the left one as in the file is another model than the mended one."""
+    return "mano_as_file" if side == "left" and left_shapedirs == "as_file" else "mano"
 
 
 def load_mano(path: str | Path, side: str, *, left_shapedirs: LeftShapedirs = "fixed") -> HandAssets:
