@@ -136,7 +136,7 @@ class DexYCB:
 
     def hand_assets(self) -> Mapping[str, HandAssets]:
         """The user's MANO hands of the split's sides, left shape directions as in the file; none without MANO."""
-        return {f"{mano_model_name(side, 'as_file')}/{side}": assets for side, assets in self._hands.items()}
+        return {f"{mano_model_name(assets.side, 'as_file')}/{side}": assets for side, assets in self._hands.items()}
 
     def item(self, index: int) -> Item:
         """Image `index` of the split, its bytes as they are. Raises SourceError for a frame that does not fit."""
