@@ -7,14 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
-
 from pam_aug.build.config import BuildConfig, open_backend, open_converter
 from pam_aug.build.layout import candidates_path, rejected_path, shards_folder
 from pam_aug.build.workdir import InputWork, drop_shard_work
 from pam_aug.errors import BackendError, SchemaError, SourceError, UnsafeInput
-from pam_aug.render.conditions import Conditions
+from pam_aug.render.conditions import Conditions, depth_png, seg_png
 from pam_aug.render.pieces import scene_conditions
 from pam_aug.rollouts.scene import Item, build_scene
 from pam_aug.schema import Candidate, Generation, Sample, Verdict, make_key
@@ -130,10 +127,9 @@ class Worker:
         conditions = draw()
         extras: dict[str, bytes] = {}
         if shards.depth:
-            millimetres = np.clip(np.rint(conditions.depth_m * 1000.0), 0, 65534).astype(np.uint16)
-            extras["depth.png"] = _png(millimetres)
+            extras["depth.png"] = depth_png(conditions.depth_m)
         if shards.seg:
-            extras["seg.png"] = _png(conditions.seg)
+            extras["seg.png"] = seg_png(conditions.seg)
         return extras
 
     # -------------------------------------------------------------------------------------------------- synthetic half
@@ -243,10 +239,3 @@ def _with_image_hash(sample: Sample, image: bytes) -> Sample:
 
 def _suffix(image: bytes) -> Any:
     return "png" if image.startswith(b"\x89PNG") else "jpg"
-
-
-def _png(array: np.ndarray) -> bytes:
-    ok, data = cv2.imencode(".png", array)
-    if not ok:
-        raise BackendError(f"an array of shape {array.shape} could not be encoded as PNG")
-    return data.tobytes()
