@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from pam_aug.errors import ConfigError, ResumeMismatch
 from pam_aug.estimators.joint_map import fit_joint_map
@@ -16,7 +17,8 @@ from pam_aug.recipes import load_recipe
 from pam_aug.train import run
 from pam_aug.train.config import AugmentConfig, PoolConfig, TrainConfig
 from pam_aug.train.crops import CropBatches, augment_pixels, crop_with_label
-from pam_aug.train.loop import heat_loss, losses, parameter_groups, schedule
+from pam_aug.train.losses import aligned_error, heat_loss, loss_terms, loss_weights
+from pam_aug.train.optim import Muon, make_optimizers, orthogonalised, schedule, set_learning_rate
 from pam_aug.train.pool import open_pool, render_pool
 
 NET = {"input_px": 64, "widths": [16, 24, 32, 48], "depths": [1, 1, 1, 1], "dims": [32, 16, 8],
@@ -130,14 +132,56 @@ def test_the_heat_loss_is_the_cross_entropy_with_the_four_nearest_cells():
     assert heat_loss(logits, torch.full((1, 21, 2), 2.0)).item() == pytest.approx(50 + math.log(4))  # the last cell
 
 
-def test_norms_biases_and_embeddings_do_not_decay():
+def test_the_aligned_error_forgives_turn_place_and_size_only():
+    rng = np.random.default_rng(3)
+    true = torch.from_numpy(rng.normal(0, 0.05, (5, 21, 3)).astype(np.float32))
+    turn = np.linalg.qr(rng.normal(size=(5, 3, 3)))[0]
+    turn *= np.linalg.det(turn)[:, None, None]
+    moved = 1.3 * true @ torch.from_numpy(turn.astype(np.float32)) + 0.1
+    assert aligned_error(moved, true).item() < 1e-6
+    assert aligned_error(true * torch.tensor([1.0, 1.0, -1.0]), true).item() > 0.01  # a mirrored hand is another hand
+    bent = moved.clone()
+    bent[:, 8] += 0.02
+    bent.requires_grad_()
+    error = aligned_error(bent, true)
+    error.backward()
+    closer = aligned_error(bent.detach() - 0.01 * bent.grad / bent.grad.norm(), true)
+    assert closer.item() < error.item()
+
+
+def test_the_heatmaps_weight_falls_to_zero():
+    config = TrainConfig(iterations=8, warmup=0, decay=0, weight_heat=2.0)
+    assert [loss_weights(i, config)["heat"] for i in (0, 4, 7)] == [2.0, 1.0, 0.25]
+    assert loss_weights(0, config)["verts"] == loss_weights(7, config)["verts"] == config.weight_verts
+
+
+@pytest.mark.parametrize("muon_lr", [0.0, 1e-3])
+def test_every_parameter_is_trained_once_and_norms_biases_and_embeddings_do_not_decay(muon_lr):
     net = SimpleHandNet(NetConfig.of(NET), torch.zeros(21, 778))
-    decay, free = parameter_groups(net, 0.01)
     names = {id(p): n for n, p in net.named_parameters()}
-    assert (decay["weight_decay"], free["weight_decay"]) == (0.01, 0.0)
-    assert all(".bn." not in names[id(p)] and "bias" not in names[id(p)] for p in decay["params"])
-    assert {"mesh_head.pos_emb_1", "mesh_head.encoder_1.0.norm1.weight"} <= {names[id(p)] for p in free["params"]}
-    assert len(decay["params"]) + len(free["params"]) == len(names)
+    optimizers = make_optimizers(net, TrainConfig(muon_lr=muon_lr, weight_decay=0.01))
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    trained = [names[id(p)] for group in groups for p in group["params"]]
+    assert sorted(trained) == sorted(names.values())
+    free = {names[id(p)] for group in groups if group["weight_decay"] == 0 for p in group["params"]}
+    assert all(name in free for name in names.values() if ".bn." in name or "bias" in name)
+    assert {"mesh_head.pos_emb_1", "mesh_head.encoder_1.0.norm1.weight"} <= free
+    assert isinstance(optimizers[0], Muon) == (muon_lr > 0)
+
+
+@pytest.mark.parametrize("shape", [(24, 60), (60, 24), (32, 32)])
+def test_orthogonalised_keeps_directions_and_evens_out_sizes(shape):
+    matrix = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
+    values = torch.linalg.svdvals(orthogonalised(matrix, steps=6))
+    assert (values.min() > 0.5, values.max() < 1.3) == (True, True)
+    assert torch.cosine_similarity(orthogonalised(matrix).flatten(), (u @ vt).flatten(), dim=0) > 0.97
+    kernel = nn.Parameter(matrix.view(shape[0], -1, 2, 2).clone().to(memory_format=torch.channels_last))
+    kernel.grad = kernel.detach().clone()
+    Muon([kernel], lr=0.1).step()
+    moved = (matrix.view_as(kernel) - kernel.detach()).reshape(shape)
+    assert torch.cosine_similarity(moved.flatten(), (u @ vt).flatten(), dim=0) > 0.97
+    assert moved.square().mean().sqrt().item() == pytest.approx(0.1 * 0.2, rel=0.25)  # as AdamW's steps are
 
 
 def test_the_network_learns_a_few_crops_by_heart(pool):
@@ -145,19 +189,20 @@ def test_the_network_learns_a_few_crops_by_heart(pool):
     hand = load_open_hand("right")
     net = SimpleHandNet(NetConfig.of(NET), torch.from_numpy(fit_joint_map(hand)))
     batch = CropBatches(pool, net.config, AugmentConfig(occlude=0), batch=8, iterations=1, seed=0)[0]
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3)
+    config = TrainConfig(iterations=120, warmup=10, decay=60, lr=3e-3, muon_lr=5e-3, weight_aligned=5.0)
+    optimizers = make_optimizers(net, config)
     x = normalise_pixels(batch.crops, "rgb_half")
-    start = losses(net(x), batch)
+    start = loss_terms(net(x), batch)
     for step in range(120):
-        for group in optimizer.param_groups:
-            group["lr"] = 3e-3 * min(1.0, (step + 1) / 10, (120 - step) / 60)
-        uv, joints, verts, heat = losses(net(x), batch)
-        optimizer.zero_grad()
-        (5 * uv + 10 * joints + 10 * verts + heat).backward()
-        optimizer.step()
-    assert joints.item() < start[1].item() / 8
-    assert joints.item() < 0.02  # metres, summed over three axes
-    assert uv.item() < start[0].item() / 3
+        set_learning_rate(optimizers, schedule(step, config))
+        terms = loss_terms(net(x), batch)
+        net.zero_grad()
+        sum(weight * terms[name] for name, weight in loss_weights(step, config).items()).backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert terms["joints"].item() < start["joints"].item() / 8
+    assert terms["joints"].item() < 0.02  # metres, summed over three axes
+    assert terms["uv"].item() < start["uv"].item() / 3
 
 
 RECIPE = {
@@ -169,6 +214,8 @@ RECIPE = {
     "batch": 4,
     "warmup": 2,
     "decay": 3,
+    "muon_lr": 1e-3,
+    "weight_aligned": 5.0,
     "loaders": 0,
     "render_workers": 0,
     "checkpoint_every": 3,

@@ -44,9 +44,10 @@ class AugmentConfig:
 class TrainConfig:
     """One run. It is counted in iterations, so that more data never means more training.
 
-    The learning rate rises over `warmup` iterations and falls to zero over the last `decay`. `ema` is the decay of the
-    averaged weights, which are what is kept. `threads` are torch's; `loaders` and `render_workers` the processes that
-    make crops and images (0: this one). The images made from `held_out` are only measured on.
+    `lr` is AdamW's learning rate, `muon_lr` Muon's for the network's inner matrices (0: AdamW has those too). Both rise
+    over `warmup` iterations and fall to zero over the last `decay`; `weight_heat` falls over the whole run. The weights
+    kept are averaged with decay `ema`. `threads` are torch's; `loaders` and `render_workers` the processes that make
+    crops and images (0: this one). The images made from `held_out` are only measured on.
     """
 
     schema: int = 1
@@ -61,6 +62,7 @@ class TrainConfig:
     iterations: int = 10_000
     batch: int = 64
     lr: float = 1.0e-3
+    muon_lr: float = 0.0
     weight_decay: float = 1.0e-2
     warmup: int = 500
     decay: int = 3000
@@ -69,6 +71,7 @@ class TrainConfig:
     weight_uv: float = 1.0
     weight_joints: float = 10.0
     weight_verts: float = 10.0
+    weight_aligned: float = 0.0
     weight_heat: float = 2.0
     bfloat16: bool = True
     threads: int = 1
@@ -83,6 +86,8 @@ class TrainConfig:
             problems.append(f"schema: {self.schema} is not known, this library reads 1")
         if self.warmup < 0 or self.decay < 0 or self.warmup + self.decay > self.iterations:
             problems.append(f"warmup {self.warmup} and decay {self.decay} do not fit {self.iterations} iterations")
+        if self.lr <= 0 or self.muon_lr < 0:
+            problems.append(f"lr {self.lr}, muon_lr {self.muon_lr}: the first is above 0, the second 0 or more")
         if not 0 <= self.ema < 1:
             problems.append(f"ema: {self.ema} is no decay; 0 turns averaging off")
         if problems:

@@ -2,7 +2,6 @@
 
 import copy
 import json
-import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,8 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
@@ -20,14 +18,16 @@ from pam_aug.config import config_hash, resolve, to_dict
 from pam_aug.errors import BackendError, ResumeMismatch
 from pam_aug.estimators.joint_map import fit_joint_map
 from pam_aug.estimators.simplehand import predict, save_net
-from pam_aug.estimators.simplehand_net import NetConfig, NetOutput, SimpleHandNet, normalise_pixels
+from pam_aug.estimators.simplehand_net import NetConfig, SimpleHandNet, normalise_pixels
 from pam_aug.geometry import pa_mpjpe_mm, root_aligned_mpjpe_mm
 from pam_aug.hand import load_open_hand
 from pam_aug.train.config import PoolConfig, TrainConfig
 from pam_aug.train.crops import Batch, CropBatches, crop_with_label
+from pam_aug.train.losses import TERMS, loss_terms, loss_weights
+from pam_aug.train.optim import make_optimizers, schedule, set_learning_rate
 from pam_aug.train.pool import Pool, open_pool, render_pool
 
-__all__ = ["heat_loss", "held_out_errors", "losses", "parameter_groups", "run", "train_net"]
+__all__ = ["held_out_errors", "run", "train_net"]
 
 # Not part of what is trained: a run may go on with other values.
 _RUNTIME = ("threads", "loaders", "render_workers", "checkpoint_every")
@@ -74,80 +74,29 @@ def train_net(config: TrainConfig, net: SimpleHandNet, pool: Pool, out: Path) ->
     torch.set_num_threads(config.threads)
     net.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     averaged = copy.deepcopy(net).requires_grad_(False)
-    optimizer = torch.optim.AdamW(parameter_groups(net, config.weight_decay), lr=config.lr, fused=True)
-    done, seconds = _restore(out / "checkpoint.pt", net, averaged, optimizer)
-    sums, began = np.zeros(5), time.perf_counter()
+    optimizers = make_optimizers(net, config)
+    done, seconds = _restore(out / "checkpoint.pt", net, averaged, optimizers)
+    sums, count, began = np.zeros(len(TERMS)), 0, time.perf_counter()
     bar = tqdm(total=config.iterations, initial=done, unit="iteration", disable=None)
     for i, batch in zip(range(done, config.iterations), _batches(config, net.config, pool, done), strict=True):
-        for group in optimizer.param_groups:
-            group["lr"] = config.lr * schedule(i, config)
-        parts = _step(config, net, optimizer, batch)
+        set_learning_rate(optimizers, schedule(i, config))
+        sums += _step(config, net, optimizers, batch, loss_weights(i, config))
+        count += 1
         _average(averaged, net, min(config.ema, (1 + i) / (10 + i)))
-        sums += [*(float(p) for p in parts), 1.0]
         bar.update()
         last = i + 1 == config.iterations
         if (i + 1) % 100 == 0 or last:
-            uv, joints, verts, heat = sums[:4] / sums[4]
-            if not math.isfinite(uv + joints + verts + heat):
+            mean: dict[str, float] = dict(zip(TERMS, (sums / count).tolist(), strict=True))
+            if not np.isfinite(sums).all():
                 raise BackendError(f"the loss is not finite at iteration {i + 1}; lower lr ({config.lr})", iteration=i)
             spent = seconds + time.perf_counter() - began
-            line = {
-                "iteration": i + 1,
-                "uv": uv,
-                "joints_mm": 1e3 * joints,
-                "verts_mm": 1e3 * verts,
-                "s": round(spent, 1),
-            }
-            with open(out / "log.jsonl", "a", encoding="utf-8") as log:
-                log.write(json.dumps(line) + "\n")
-            bar.set_postfix_str(f"joints {1e3 * joints:.1f} mm")
-            sums[:] = 0
+            _log(out / "log.jsonl", i + 1, mean, spent)
+            bar.set_postfix_str(f"joints {1e3 * mean['joints']:.1f} mm")
+            sums, count = np.zeros(len(TERMS)), 0
         if (i + 1) % config.checkpoint_every == 0 or last:
-            _save(out / "checkpoint.pt", i + 1, seconds + time.perf_counter() - began, net, averaged, optimizer)
+            _save(out / "checkpoint.pt", i + 1, seconds + time.perf_counter() - began, net, averaged, optimizers)
     bar.close()
     return averaged.eval(), seconds + time.perf_counter() - began
-
-
-def schedule(iteration: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate: a linear rise, a plateau, and a linear fall to zero at the end.
-
-    Unlike a cosine's, the plateau's iterations do not depend on how long the run is.
-    """
-    rise = (iteration + 1) / config.warmup if config.warmup else 1.0
-    fall = (config.iterations - iteration) / config.decay if config.decay else 1.0
-    return min(1.0, rise, fall)
-
-
-def parameter_groups(net: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices and kernels decay; biases, norms and position embeddings do not."""
-    decay, free = [], []
-    for name, parameter in net.named_parameters():
-        (free if parameter.ndim < 2 or "pos_emb" in name else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
-
-
-def losses(out: NetOutput, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """L1 errors of image positions (crop units), joints and vertices (metres), summed over axes, averaged over points
-    and hands: SimpleHand's losses, with every hand valid. Then `heat_loss`, zero without a heatmap."""
-    return (
-        (out.uv - batch.uv).abs().sum(-1).mean(),
-        (out.joints_m - batch.joints_m).abs().sum(-1).mean(),
-        (out.verts_m - batch.verts_m).abs().sum(-1).mean(),
-        out.uv.new_zeros(()) if out.heat is None else heat_loss(out.heat, batch.uv),
-    )
-
-
-def heat_loss(logits: Float[Tensor, "n 21 h w"], uv: Float[Tensor, "n 21 2"]) -> Tensor:
-    """Cross-entropy of heatmaps with the joint's cell, spread bilinearly over its four neighbours.
-
-    A mean position alone hardly moves a map that is still flat: its gradient shrinks with the number of cells.
-    """
-    shares = []
-    for axis, cells in enumerate((logits.shape[3], logits.shape[2])):
-        place = (uv[..., axis, None] * cells - 0.5).clamp(0.0, cells - 1.0)
-        shares.append((1.0 - (place - torch.arange(cells, device=uv.device)).abs()).clamp(min=0.0))
-    target = shares[1][..., :, None] * shares[0][..., None, :]
-    return -(logits.flatten(2).log_softmax(2) * target.flatten(2)).sum(2).mean()
 
 
 def held_out_errors(net: SimpleHandNet, pool: Pool, block: int = 50) -> dict[str, Any]:
@@ -171,19 +120,30 @@ def held_out_errors(net: SimpleHandNet, pool: Pool, block: int = 50) -> dict[str
 
 
 def _step(
-    config: TrainConfig, net: SimpleHandNet, optimizer: torch.optim.Optimizer, batch: Batch
-) -> tuple[Tensor, ...]:
+    config: TrainConfig,
+    net: SimpleHandNet,
+    optimizers: Sequence[torch.optim.Optimizer],
+    batch: Batch,
+    weights: Mapping[str, float],
+) -> list[float]:
+    """One update; returns the terms of the loss, unweighted."""
     x = normalise_pixels(batch.crops, net.config.pixels)
     with torch.autocast("cpu", torch.bfloat16, enabled=config.bfloat16):
         out = net(x)
-    parts = losses(out, batch)
-    weights = (config.weight_uv, config.weight_joints, config.weight_verts, config.weight_heat)
-    loss = sum(w * part for w, part in zip(weights, parts, strict=True))
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()  # type: ignore[union-attr]
+    terms = loss_terms(out, batch)
+    net.zero_grad(set_to_none=True)
+    torch.stack([weights[name] * terms[name] for name in TERMS]).sum().backward()
     nn.utils.clip_grad_norm_(net.parameters(), config.clip_norm)
-    optimizer.step()
-    return tuple(part.detach() for part in parts)
+    for optimizer in optimizers:
+        optimizer.step()
+    return [terms[name].item() for name in TERMS]
+
+
+def _log(path: Path, iteration: int, mean: Mapping[str, float], spent_s: float) -> None:
+    mm = {f"{name}_mm": 1e3 * mean[name] for name in ("joints", "verts", "aligned")}
+    line = {"iteration": iteration, "uv": mean["uv"], **mm, "heat": mean["heat"], "s": round(spent_s, 1)}
+    with open(path, "a", encoding="utf-8") as log:
+        log.write(json.dumps(line) + "\n")
 
 
 def _batches(config: TrainConfig, net: NetConfig, pool: Pool, done: int) -> Iterator[Batch]:
@@ -225,18 +185,28 @@ def _claim(config: TrainConfig, out: Path) -> None:
         )
 
 
-def _save(path: Path, done: int, seconds: float, net: nn.Module, averaged: nn.Module, optimizer: Any) -> None:
+def _save(
+    path: Path,
+    done: int,
+    seconds: float,
+    net: nn.Module,
+    averaged: nn.Module,
+    optimizers: Sequence[torch.optim.Optimizer],
+) -> None:
     state = {"done": done, "seconds": seconds, "net": net.state_dict(), "averaged": averaged.state_dict()}
     temporary = path.with_suffix(".tmp")
-    torch.save({**state, "optimizer": optimizer.state_dict()}, temporary)
+    torch.save({**state, "optimizers": [optimizer.state_dict() for optimizer in optimizers]}, temporary)
     os.replace(temporary, path)
 
 
-def _restore(path: Path, net: nn.Module, averaged: nn.Module, optimizer: Any) -> tuple[int, float]:
+def _restore(
+    path: Path, net: nn.Module, averaged: nn.Module, optimizers: Sequence[torch.optim.Optimizer]
+) -> tuple[int, float]:
     if not path.is_file():
         return 0, 0.0
     state = torch.load(path, weights_only=True)
     net.load_state_dict(state["net"])
     averaged.load_state_dict(state["averaged"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, value in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(value)
     return state["done"], state["seconds"]

@@ -5,10 +5,9 @@ and the same configuration gives the same bytes.
 """
 
 import os
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from tqdm import tqdm
 
 from pam_aug import registry
 from pam_aug.config import resolve
+from pam_aug.engines.local import Failure, LocalEngine
 from pam_aug.errors import ConfigError, PamAugError
 from pam_aug.rollouts.scene import build_scene
 from pam_aug.seeds import derived_seed
@@ -67,17 +67,14 @@ def render_pool(config: PoolConfig, folder: Path, workers: int) -> None:
         return
     waiting = sum(min(_INPUTS_PER_PART, config.inputs - start) for start in todo)
     _open_source(config)  # a wrong source is an error here, once, not in every worker
-    if workers == 0:
-        for start in tqdm(todo, unit="part", disable=None):
-            _render_part(config, folder, start)
-        return
     with (
-        ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as executor,
+        LocalEngine(partial(_part_renderer, config, folder), workers) as engine,
         tqdm(total=config.inputs, initial=config.inputs - waiting, unit="input", disable=None) as bar,
     ):
-        futures = [executor.submit(_render_part, config, folder, start) for start in todo]
-        for future in as_completed(futures):
-            bar.update(future.result())
+        for done in engine.run(todo):
+            if isinstance(done, Failure):
+                raise done.error
+            bar.update(done[1])
 
 
 def open_pool(config: PoolConfig, folder: Path) -> Pool:
@@ -104,23 +101,20 @@ def _labels_path(folder: Path, start: int) -> Path:
     return folder / f"part-{start:06d}.npz"
 
 
-def _one_thread() -> None:
-    import cv2
-    import torch
-
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-
-
 def _open_source(config: PoolConfig) -> Any:
     section: dict[str, Any] = {"seed": config.seed, "count": config.inputs, **config.source}
     converter = registry.load("converters", str(section.pop("converter", "")))
     return converter(resolve(converter.Options, section, where="pool.source"))
 
 
-def _render_part(config: PoolConfig, folder: Path, start: int) -> int:
+def _part_renderer(config: PoolConfig, folder: Path) -> Callable[[int], int]:
+    """What a worker keeps: the source and the generator, opened once."""
     source = _open_source(config)
-    generator = registry.load("generators", config.generator)()
+    return partial(_render_part, config, folder, source, registry.load("generators", config.generator)())
+
+
+def _render_part(config: PoolConfig, folder: Path, source: Any, generator: Any, start: int) -> int:
+    """Render the part that begins at input `start`; returns how many inputs it covers."""
     assets = source.hand_assets()
     labels: dict[str, list[Any]] = {k: [] for k in ("left", "K_px", "joints_m", "joints_px", "verts_m")}
     images: list[bytes] = []
