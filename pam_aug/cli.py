@@ -101,6 +101,32 @@ def generate(
 
 
 @app.command()
+def rollout(
+    meshes: Annotated[list[str], typer.Option("--meshes", "--mesh", help="A mesh file or a folder. May be repeated.")],
+    out: Out = Path("rollouts"),
+    seeds: Annotated[int, typer.Option(help="Rollouts per object.")] = 1,
+    first_seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    tries: Annotated[int, typer.Option(help="Grasps that a seed may try.")] = 8,
+    scale: Annotated[float, typer.Option(help="Takes mesh units to metres: 0.001 for millimetres.")] = 1.0,
+    mass_kg: Annotated[float, typer.Option(help="Mass of every object; below 0: from its volume.")] = -1.0,
+    pattern: Annotated[str, typer.Option(help="Which files of a folder are meshes.")] = "**/*",
+    start: Annotated[str, typer.Option(help="JSON with T_world_obj, T_world_wrist and hand_pose to grasp with.")] = "",
+    target: Annotated[str, typer.Option(help="JSON with T_world_obj where the object is to be set down.")] = "",
+    workers: Workers = -1,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Simulate grasps of meshes: approach, close, lift, carry, set down. Archives that `rollout-npz` reads."""
+    from pam_aug.build.rollouts import RolloutJob, roll_out
+
+    job = RolloutJob(
+        tuple(meshes), str(out), seeds, first_seed, tries, scale, mass_kg, pattern=pattern, start=start, target=target
+    )
+    table = roll_out(job, workers, dry_run)
+    typer.echo(json.dumps(table.as_dict()) if as_json else table.as_text())
+
+
+@app.command()
 def inspect(folder: Annotated[Path, typer.Argument(help="The output folder of a build.")]) -> None:
     """Write a static HTML page: contact sheets of kept and rejected candidates, score histograms, counts."""
     from pam_aug.report.page import write_report
