@@ -3,9 +3,10 @@
 import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError, ShardDamaged
+from pam_aug.errors import ConfigError, PamAugError, ResumeMismatch, SchemaError, ShardDamaged
 from pam_aug.geometry import square_crop
 from pam_aug.mix_order import Schedule, WhenShort, keep_fraction, order, parse_ratio, sequence_of
 from pam_aug.shards.images import Suffix, decode_image
@@ -129,45 +130,80 @@ class MixedDataset(IterableDataset):
         threads = self.decode_threads or (1 if worker else min(4, os.cpu_count() or 1))
         start, length = int(self._start[0]), self.schedule.epoch_length
         first = start // length * length
+        before: Callable[[], dict[str, Any]] | None = None
         with ThreadPoolExecutor(threads) as pool:
             run = pool.map if threads > 1 else map
             for begin in range(start + number * self.batch_size, first + length, workers * self.batch_size):
-                end = min(begin + self.batch_size, first + length)
-                short = self.batch_size - (end - begin)
-                if short and self.last == "drop":
-                    return
-                positions = np.arange(begin, end)
-                if short and self.last == "pad":
-                    positions = np.append(positions, first + np.arange(short) % length)
-                low, high = (len(positions) * r // self.world for r in (self.rank, self.rank + 1))
-                batch = self._load(positions[low:high], run)
-                batch["position"] = end
-                batch["padded"] = max(0, high - max(low, end - begin))
-                yield batch
+                if self.last == "drop" and begin + self.batch_size > first + length:
+                    break
+                positions, end, padded = self.positions_at(begin)
+                # One batch ahead, so that the threads have work while this one finds rows and the caller trains.
+                ready, before = before, self._begin(positions, run, position=end, padded=padded)
+                if ready is not None:
+                    yield ready()
+            if before is not None:
+                yield before()
 
-    def _load(self, positions: np.ndarray, run: Callable[..., Any]) -> dict[str, Any]:
+    def positions_at(self, begin: int) -> tuple[np.ndarray, int, int]:
+        """Of the batch that begins at position `begin`: this rank's positions, the position after the batch, and how
+        many of this rank's repeat others."""
+        length = self.schedule.epoch_length
+        first = begin // length * length
+        end = min(begin + self.batch_size, first + length)
+        positions = np.arange(begin, end)
+        short = self.batch_size - (end - begin)
+        if short and self.last == "pad":
+            positions = np.append(positions, first + np.arange(short) % length)
+        low, high = (len(positions) * r // self.world for r in (self.rank, self.rank + 1))
+        return positions[low:high], end, max(0, high - max(low, end - begin))
+
+    def items_at(self, positions: np.ndarray) -> list[tuple[ShardReader, int]]:
+        """(reader, row) of the hand at each position; `reader.rows[row]` is its label as it was written."""
         source, item = self.schedule.at(positions)
-        found = [self.sources[s].find(i) for s, i in zip(source.tolist(), item.tolist())]
-        rows = np.zeros(len(found), INDEX_DTYPE)
-        for i, (reader, number) in enumerate(found):
-            rows[i] = reader.rows[number]
-        images = np.zeros((len(found), *self._image_shape(rows, found), 3), np.uint8)
+        return [self.sources[s].find(i) for s, i in zip(source.tolist(), item.tolist())]
+
+    def load(self, positions: np.ndarray, run: Callable[..., Any] = map) -> dict[str, Any]:
+        """The hands at `positions` as a batch (without `position` and `padded`); `run` maps decoding over images."""
+        return self._begin(positions, run)()
+
+    def _begin(self, positions: np.ndarray, run: Callable[..., Any], **more: int) -> Callable[[], dict[str, Any]]:
+        """Gives the decoding of a batch to `run`. The batch, with `more` in it, is what the returned function returns;
+        it also raises what went wrong here, so that the batches before come first."""
+        try:
+            found = self.items_at(positions)
+            rows = np.zeros(len(found), INDEX_DTYPE)
+            for i, (reader, number) in enumerate(found):
+                rows[i] = reader.rows[number]
+            images = np.empty((len(found), *self._image_shape(rows, found), 3), np.uint8)  # each task fills its own
+        except PamAugError as error:
+            return partial(_raise, error)
+        parts = [(reader, row, out) for (reader, _), row, out in zip(found, rows, images)]
         if self.crop_px is None:
-            tasks = [_Whole(reader, row, out) for (reader, _), row, out in zip(found, rows, images)]
+            tasks: list[_Whole] = [_Whole(*part) for part in parts]
         else:
-            tasks = [_Cropped(reader, row, out, self.crop_scale) for (reader, _), row, out in zip(found, rows, images)]
-        list(run(lambda task: task(), tasks))
-        batch: dict[str, Any] = {"image": torch.from_numpy(images)}
-        batch |= {name: torch.from_numpy(rows[name].copy()) for name in _LABELS}
-        batch["mano_valid"] = torch.from_numpy(rows["mano_valid"].copy())
-        batch["is_synthetic"] = torch.from_numpy(rows["synthetic"].copy())
-        batch["keys"] = [key.decode() + ("-r", "-l")[side] for key, side in zip(rows["key"], rows["side"])]
-        return batch
+            tasks = [_Cropped(*part, self.crop_scale) for part in parts]
+        # Several images per call of a thread: handing over a call costs as much as a tenth of a small image.
+        step = max(1, min(8, len(tasks) // 8))
+        done = run(_do_all, [tasks[i : i + step] for i in range(0, len(tasks), step)])
+
+        def finish() -> dict[str, Any]:
+            for _ in done:
+                pass
+            batch: dict[str, Any] = {"image": torch.from_numpy(images)}
+            batch |= {name: torch.from_numpy(rows[name].copy()) for name in _LABELS}
+            batch["mano_valid"] = torch.from_numpy(rows["mano_valid"].copy())
+            batch["is_synthetic"] = torch.from_numpy(rows["synthetic"].copy())
+            batch["keys"] = [
+                key.decode() + ("-r", "-l")[side] for key, side in zip(rows["key"].tolist(), rows["side"].tolist())
+            ]
+            return {**batch, **more}
+
+        return finish
 
     def _image_shape(self, rows: np.ndarray, found: list[tuple[ShardReader, int]]) -> tuple[int, int]:
         if self.crop_px is not None:
             return self.crop_px, self.crop_px
-        sizes = {(int(r["height"]), int(r["width"])) for r in rows}
+        sizes = set(zip(rows["height"].tolist(), rows["width"].tolist()))
         if len(sizes) > 1:
             names = sorted({str(reader.path) for reader, _ in found})
             raise SchemaError(
@@ -277,6 +313,15 @@ class _Cropped(_Whole):
         cv2.warpAffine(self._decode(None), crop.affine, (size, size), dst=self.out, flags=cv2.INTER_LINEAR)
         self.row["joints_px"] = crop.points(self.row["joints_px"])
         self.row["K_px"] = crop.intrinsics(self.row["K_px"])
+
+
+def _do_all(tasks: Sequence[Callable[[], None]]) -> None:
+    for task in tasks:
+        task()
+
+
+def _raise(error: PamAugError) -> Any:
+    raise error
 
 
 def _distributed() -> tuple[int, int]:

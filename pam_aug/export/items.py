@@ -1,22 +1,19 @@
 """What an export goes over: the hands of a build's mix, each once, and the hand models that made their labels."""
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import orjson
 from jaxtyping import Float
 
-from pam_aug.errors import AssetMissing, ConfigError, SchemaError
-from pam_aug.hand import HandAssets, load_mano, load_npz, load_open_hand
+from pam_aug.errors import ConfigError
 from pam_aug.mix import open_mix
 from pam_aug.mix_order import parse_ratio
 from pam_aug.rollouts.scene import hand_vertices
 from pam_aug.schema import Hand, Sample
 from pam_aug.shards.atomic import storage_errors
+from pam_aug.shards.hand_models import BuildHands
 from pam_aug.shards.images import Suffix
 from pam_aug.shards.manifest import read_mix
 from pam_aug.shards.reader import ShardReader
@@ -57,71 +54,19 @@ def _picture(reader: ShardReader, ordinal: int, row: np.void) -> Picture:
 
 
 class HandModels:
-    """Vertices from labels, by the very models that made the labels.
-
-    A build's `build.json` records the hash of every hand model. The open hand comes from the package, fitted hands from
-    the build's `hands/`, MANO from `mano_dir` or `$MANO_DIR`; another file than the recorded one is refused.
-    """
+    """Vertices from labels, by the very models that made the labels (see `BuildHands`)."""
 
     def __init__(self, mano_dir: Path | None = None) -> None:
-        self._mano_dir = mano_dir
-        self._records: dict[Path, Mapping[str, str]] = {}
-        self._models: dict[tuple[Path, str], HandAssets] = {}
+        self._hands = BuildHands(mano_dir)
 
     def vertices_cam_m(self, picture: Picture, hand: Hand) -> Float[np.ndarray, "778 3"]:
         """The hand's vertices in metres, camera frame, float64, in its own side's vertex order.
 
         Raises AssetMissing where the model's file is not there, SchemaError where it is another one.
         """
-        build = picture.shard.resolve().parent.parent
-        name = f"{hand.hand_model}/{hand.side}"
-        if (build, name) not in self._models:
-            self._models[build, name] = self._load(build, name, hand)
+        assets = self._hands.assets(picture.shard.resolve().parent.parent, hand.hand_model, hand.side)
         alone = replace(picture.sample, hands=(hand,))
-        return hand_vertices(alone, {name: self._models[build, name]})[0].verts_cam_m
-
-    def _load(self, build: Path, name: str, hand: Hand) -> HandAssets:
-        wanted = self._record(build).get(name)
-        if wanted is None:
-            raise SchemaError(f"{build}: a label names the hand model {name}, build.json does not", hand_model=name)
-        for assets in self._candidates(build, hand):
-            if assets.sha256 == wanted:
-                return assets
-        raise SchemaError(
-            f"{build}: its labels were made with another {name} than the one found here; give the MANO files and the "
-            "version of this library that built it",
-            hand_model=name,
-        )
-
-    def _candidates(self, build: Path, hand: Hand) -> Iterator[HandAssets]:
-        if hand.hand_model == "open_hand":
-            yield load_open_hand(hand.side)
-        elif hand.hand_model in ("mano", "mano_as_file"):
-            mano = self._mano_dir or os.environ.get("MANO_DIR")
-            if not mano:
-                raise AssetMissing(
-                    f"{build}: its labels were made with MANO; give its files by --mano-dir or $MANO_DIR"
-                )
-            for shapedirs in ("as_file", "fixed"):
-                yield load_mano(mano, hand.side, left_shapedirs=shapedirs)
-        else:
-            path = build / "hands" / f"{hand.hand_model.removeprefix('fitted:')}.npz"
-            if not path.is_file():
-                raise AssetMissing(f"{path}: the fitted hand of the labels is missing; run the build again")
-            yield load_npz(path)
-
-    def _record(self, build: Path) -> Mapping[str, str]:
-        if build not in self._records:
-            path = build / "build.json"
-            try:
-                record: dict[str, Any] = orjson.loads(path.read_bytes())
-                self._records[build] = dict(record["identity"]["hands"])
-            except (OSError, orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-                raise ConfigError(
-                    f"{path}: cannot be read as a build's record ({error!r}); it names the hand models of the labels",
-                    path=str(path),
-                ) from error
-        return self._records[build]
+        return hand_vertices(alone, {f"{hand.hand_model}/{hand.side}": assets})[0].verts_cam_m
 
 
 def new_folder(out: Path) -> Path:
