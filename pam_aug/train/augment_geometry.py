@@ -89,7 +89,7 @@ def make_views(
     """
     K, points = np.asarray(K_px, np.float64), np.asarray(joints_px, np.float64)
     n = len(K)
-    valid = np.isfinite(points).all((1, 2)) & np.isfinite(K).all((1, 2))
+    valid = np.asarray(np.isfinite(points).all(axis=(1, 2)) & np.isfinite(K).all(axis=(1, 2)))
     K = np.where(valid[:, None, None], K, np.eye(3))
     points = np.where(valid[:, None, None], points, np.zeros((n, 1, 2)))
     low, high = points.min(1), points.max(1)

@@ -1,11 +1,38 @@
 """What a training run is made of. A recipe is a YAML file of these fields."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from pam_aug.errors import ConfigError
 
-__all__ = ["AugmentConfig", "PoolConfig", "TrainConfig"]
+__all__ = ["AugmentConfig", "Objective", "PoolConfig", "TrainConfig"]
+
+
+class Objective(Protocol):
+    """What losses and optimisers read of a run's configuration, whatever its data are."""
+
+    @property
+    def iterations(self) -> int: ...
+    @property
+    def warmup(self) -> int: ...
+    @property
+    def decay(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def muon_lr(self) -> float: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def weight_uv(self) -> float: ...
+    @property
+    def weight_joints(self) -> float: ...
+    @property
+    def weight_verts(self) -> float: ...
+    @property
+    def weight_aligned(self) -> float: ...
+    @property
+    def weight_heat(self) -> float: ...
 
 
 def _train_source() -> dict[str, Any]:

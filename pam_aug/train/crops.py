@@ -22,12 +22,18 @@ __all__ = ["Batch", "CropBatches", "augment_pixels", "crop_with_label"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """`crops` (n,s,s,3) uint8; `uv` (n,21,2) crop units; `joints_m`, `verts_m` relative to the root, crop axes."""
+    """`crops` (n,s,s,3), 0 to 255; `uv` (n,21,2) crop units; `joints_m`, `verts_m` relative to the root, crop axes.
+
+    `uv_valid`, `joints_valid` and `verts_valid` (n,) bool say which hands have that label; None says that all have.
+    """
 
     crops: Tensor
     uv: Tensor
     joints_m: Tensor
     verts_m: Tensor
+    uv_valid: Tensor | None = None
+    joints_valid: Tensor | None = None
+    verts_valid: Tensor | None = None
 
 
 class CropBatches(Dataset):

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pam_aug.config import config_hash, resolve, to_dict
-from pam_aug.errors import BackendError, ResumeMismatch
+from pam_aug.errors import BackendError
 from pam_aug.estimators.joint_map import fit_joint_map
 from pam_aug.estimators.simplehand import predict, save_net
 from pam_aug.estimators.simplehand_net import NetConfig, SimpleHandNet, normalise_pixels
@@ -24,8 +24,9 @@ from pam_aug.hand import load_open_hand
 from pam_aug.train.config import PoolConfig, TrainConfig
 from pam_aug.train.crops import Batch, CropBatches, crop_with_label
 from pam_aug.train.losses import TERMS, loss_terms, loss_weights
-from pam_aug.train.optim import make_optimizers, schedule, set_learning_rate
+from pam_aug.train.optim import average_into, make_optimizers, schedule, set_learning_rate
 from pam_aug.train.pool import Pool, open_pool, render_pool
+from pam_aug.train.run_folder import claim
 
 __all__ = ["held_out_errors", "run", "train_net"]
 
@@ -42,7 +43,7 @@ def run(recipe: Mapping[str, Any], out: Path, overrides: Sequence[str] = ()) -> 
     config = resolve(TrainConfig, recipe, overrides, where="training recipe")
     net_config = NetConfig.of(config.net)
     out.mkdir(parents=True, exist_ok=True)
-    _claim(config, out)
+    claim(_pixels(config), out)
     pool = _pool(config, config.pool, out / "pool-train")
     hand = load_open_hand("right")
     torch.manual_seed(config.seed)
@@ -82,7 +83,7 @@ def train_net(config: TrainConfig, net: SimpleHandNet, pool: Pool, out: Path) ->
         set_learning_rate(optimizers, schedule(i, config))
         sums += _step(config, net, optimizers, batch, loss_weights(i, config))
         count += 1
-        _average(averaged, net, min(config.ema, (1 + i) / (10 + i)))
+        average_into(averaged, net, min(config.ema, (1 + i) / (10 + i)))
         bar.update()
         last = i + 1 == config.iterations
         if (i + 1) % 100 == 0 or last:
@@ -152,15 +153,6 @@ def _batches(config: TrainConfig, net: NetConfig, pool: Pool, done: int) -> Iter
     return iter(DataLoader(batches, batch_size=None, sampler=todo, num_workers=config.loaders))
 
 
-@torch.no_grad()
-def _average(averaged: nn.Module, net: nn.Module, decay: float) -> None:
-    """Running statistics are averaged like weights: they must belong to the weights beside them."""
-    kept, new = averaged.state_dict(), net.state_dict()
-    names = [name for name, value in kept.items() if value.is_floating_point()]
-    for name in names:
-        kept[name].lerp_(new[name], 1.0 - decay)
-
-
 def _pool(config: TrainConfig, section: PoolConfig, folder: Path) -> Pool:
     render_pool(section, folder, config.render_workers)
     return open_pool(section, folder)
@@ -168,21 +160,6 @@ def _pool(config: TrainConfig, section: PoolConfig, folder: Path) -> Pool:
 
 def _pixels(config: TrainConfig) -> dict[str, Any]:
     return {name: value for name, value in to_dict(config).items() if name not in _RUNTIME}
-
-
-def _claim(config: TrainConfig, out: Path) -> None:
-    """Write the configuration into a new folder, or check that an old one holds the same."""
-    path, mine = out / "train.json", json.loads(json.dumps(_pixels(config)))
-    if not path.is_file():
-        path.write_text(json.dumps(mine, indent=2) + "\n", encoding="utf-8")
-        return
-    theirs = json.loads(path.read_text(encoding="utf-8"))
-    changed = sorted(name for name in mine if mine[name] != theirs.get(name))
-    if changed:
-        raise ResumeMismatch(
-            f"{out}: holds a training run with another {', '.join(changed)}; take another folder, or the old values",
-            fields=changed,
-        )
 
 
 def _save(

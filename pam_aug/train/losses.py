@@ -1,12 +1,14 @@
 """What SimpleHand is trained on: L1 errors of image positions, joints and vertices, the same of joints after alignment,
 and the heatmaps' cross-entropy."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from pam_aug.estimators.simplehand_net import NetOutput
-from pam_aug.train.config import TrainConfig
+from pam_aug.train.config import Objective
 from pam_aug.train.crops import Batch
 
 __all__ = ["TERMS", "aligned_error", "heat_loss", "loss_terms", "loss_weights"]
@@ -14,22 +16,30 @@ __all__ = ["TERMS", "aligned_error", "heat_loss", "loss_terms", "loss_weights"]
 TERMS = ("uv", "joints", "verts", "aligned", "heat")
 
 
-def loss_terms(out: NetOutput, batch: Batch) -> dict[str, Tensor]:
+def loss_terms(out: NetOutput, batch: Batch, names: Sequence[str] = TERMS) -> dict[str, Tensor]:
     """The terms of `TERMS`, unweighted, each a mean over points and hands of an error summed over axes.
 
-    `uv` is in crop units, `joints`, `verts` and `aligned` are in metres: SimpleHand's losses, with every hand valid,
-    and one after alignment. `heat` is zero for a network without a heatmap.
+    `uv` is in crop units, `joints`, `verts` and `aligned` are in metres: SimpleHand's losses and one after alignment.
+    A hand without a label counts as zero in the mean over hands, as in SimpleHand, so that batches and processes weigh
+    alike. `heat` is zero for a network without a heatmap, and so are the terms that `names` leaves out. `aligned` and
+    `heat` take every hand as labelled.
     """
+    zero = out.uv.new_zeros(())
     return {
-        "uv": (out.uv - batch.uv).abs().sum(-1).mean(),
-        "joints": (out.joints_m - batch.joints_m).abs().sum(-1).mean(),
-        "verts": (out.verts_m - batch.verts_m).abs().sum(-1).mean(),
-        "aligned": aligned_error(out.joints_m, batch.joints_m),
-        "heat": out.uv.new_zeros(()) if out.heat is None else heat_loss(out.heat, batch.uv),
+        "uv": _mean_l1(out.uv, batch.uv, batch.uv_valid),
+        "joints": _mean_l1(out.joints_m, batch.joints_m, batch.joints_valid),
+        "verts": _mean_l1(out.verts_m, batch.verts_m, batch.verts_valid),
+        "aligned": aligned_error(out.joints_m, batch.joints_m) if "aligned" in names else zero,
+        "heat": zero if out.heat is None or "heat" not in names else heat_loss(out.heat, batch.uv),
     }
 
 
-def loss_weights(iteration: int, config: TrainConfig) -> dict[str, float]:
+def _mean_l1(found: Float[Tensor, "n k d"], true: Float[Tensor, "n k d"], valid: Tensor | None) -> Float[Tensor, ""]:
+    error = (found - true).abs().sum(-1)
+    return error.mean() if valid is None else (error.mean(1) * valid).mean()
+
+
+def loss_weights(iteration: int, config: Objective) -> dict[str, float]:
     """Weight of each term at an iteration. The heatmaps' falls in a straight line to zero: they show the backbone where
     joints are, early; late, the places of hidden joints, which nothing shows, would be most of their gradient."""
     heat = config.weight_heat * (1.0 - iteration / config.iterations)

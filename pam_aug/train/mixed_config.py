@@ -1,7 +1,7 @@
 """What a training run on mixed shards is made of. A recipe is a YAML file of these fields with a `data` section."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from pam_aug.config import resolve
@@ -195,7 +195,7 @@ def read_recipe(recipe: Mapping[str, Any], overrides: Sequence[str] = ()) -> Mix
             parse_ratio(value)
         elif value == "union" and name != "ratio":
             raise ConfigError("data.real_fraction: a share in (0, 1]; 'union' is a ratio")
-    return replace(config, rows={})  # which rows a recipe also has changes nothing that is trained
+    return config
 
 
 def _check_range(name: str, values: Sequence[float], low: float) -> None:

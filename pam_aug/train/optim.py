@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from pam_aug.train.config import TrainConfig
+from pam_aug.train.config import Objective
 
-__all__ = ["Muon", "make_optimizers", "orthogonalised", "schedule", "set_learning_rate"]
+__all__ = ["Muon", "average_into", "make_optimizers", "orthogonalised", "schedule", "set_learning_rate"]
 
 # The first convolution and the last layers: their outputs have a scale of their own.
 _EDGES = ("stem", "keypoints_2d_head", "pred_final")
@@ -60,7 +60,7 @@ def orthogonalised(matrix: Float[Tensor, "a b"], steps: int = 5) -> Float[Tensor
     return (x.T if tall else x).to(matrix.dtype)
 
 
-def make_optimizers(net: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+def make_optimizers(net: nn.Module, config: Objective) -> list[torch.optim.Optimizer]:
     """Muon for the inner matrices and kernels (none with `muon_lr` 0), then AdamW for what remains; in AdamW's part
     biases, norms and position embeddings do not decay."""
     inner, decayed, free = [], [], []
@@ -80,6 +80,16 @@ def make_optimizers(net: nn.Module, config: TrainConfig) -> list[torch.optim.Opt
     return optimizers
 
 
+@torch.no_grad()
+def average_into(averaged: nn.Module, net: nn.Module, decay: float) -> None:
+    """Move `averaged` towards `net` by 1 - `decay`. Running statistics are averaged like weights: they must belong to
+    the weights beside them."""
+    kept, new = averaged.state_dict(), net.state_dict()
+    names = [name for name, value in kept.items() if value.is_floating_point()]
+    for name in names:
+        kept[name].lerp_(new[name], 1.0 - decay)
+
+
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], share: float) -> None:
     """Set every group's learning rate to a share of its peak."""
     for optimizer in optimizers:
@@ -87,11 +97,12 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], share: float)
             group["lr"] = share * group["peak_lr"]
 
 
-def schedule(iteration: int, config: TrainConfig) -> float:
-    """Share of the peak learning rate: a linear rise, a plateau, and a linear fall to zero at the end.
+def schedule(iteration: int, config: Objective, drops: Iterable[int] = ()) -> float:
+    """Share of the peak learning rate: a linear rise, a plateau divided by ten at each of `drops`, and a linear fall to
+    zero at the end.
 
     Unlike a cosine's, the plateau's iterations do not depend on how long the run is.
     """
     rise = (iteration + 1) / config.warmup if config.warmup else 1.0
     fall = (config.iterations - iteration) / config.decay if config.decay else 1.0
-    return min(1.0, rise, fall)
+    return min(1.0, rise, fall) * 0.1 ** sum(iteration >= drop for drop in drops)
