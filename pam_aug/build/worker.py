@@ -10,7 +10,7 @@ from typing import Any
 from pam_aug.build.config import BuildConfig, open_backend, open_converter
 from pam_aug.build.layout import candidates_path, rejected_path, shards_folder
 from pam_aug.build.workdir import InputWork, drop_shard_work
-from pam_aug.errors import BackendError, SchemaError, SourceError, UnsafeInput
+from pam_aug.errors import BackendError, SchemaError, ShardDamaged, SourceError, UnsafeInput
 from pam_aug.render.conditions import Conditions, depth_png, seg_png
 from pam_aug.render.pieces import scene_conditions
 from pam_aug.rollouts.scene import Item, build_scene
@@ -25,7 +25,7 @@ from pam_aug.shards.writer import ShardWriter, shard_name
 __all__ = ["Job", "MakeCandidates", "PackSynthetic", "WriteReal", "make_worker"]
 
 # What may go wrong with one input without ending the build: it becomes rows with a reason.
-_PER_INPUT = (SourceError, SchemaError, BackendError, UnsafeInput)
+_PER_INPUT = (SourceError, SchemaError, BackendError, UnsafeInput, ShardDamaged)  # the last: an image that is none
 
 
 @dataclass(frozen=True, slots=True)
