@@ -237,5 +237,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         if "allow_pickle" in str(error):
             raise UnsafeInput(f"{path}: holds pickled objects; nothing of them was run. {_SEE}") from error
         raise SourceError(f"{path}: not a readable .npz ({error}). {_SEE}") from error
-    except (OSError, EOFError, KeyError, zipfile.BadZipFile, NotImplementedError) as error:
+    except UnsafeInput:
+        raise
+    except Exception as error:  # zipfile, zlib and numpy's header parser raise a dozen kinds for damaged bytes
         raise SourceError(f"{path}: not a readable .npz ({error}). {_SEE}") from error
