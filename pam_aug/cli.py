@@ -72,6 +72,11 @@ def convert(
     context: typer.Context,
     converter: Annotated[str, typer.Argument(help="The source's converter.")],
     out: Out = Path("shards"),
+    crop: Annotated[str | None, typer.Option(help='"hand": a square crop per hand instead of whole images.')] = None,
+    crop_size: Annotated[int | None, typer.Option(help="Width and height of a crop, pixels (256).")] = None,
+    crop_enlarge: Annotated[float | None, typer.Option(help="Crop side over the joints' box (1.5).")] = None,
+    depth: Annotated[bool, typer.Option("--depth", help="Write a depth map beside each image.")] = False,
+    seg: Annotated[bool, typer.Option("--seg", help="Write a segmentation beside each image.")] = False,
     workers: Workers = -1,
     set_: Set = None,
     dry_run: DryRun = False,
@@ -79,7 +84,15 @@ def convert(
 ) -> None:
     """Convert a dataset with images into shards. The converter's own options are given as --NAME VALUE."""
     options = [f"source.{option}" for option in _named_options(context.args)]
-    overrides = [*_overrides({"source.converter": converter}, options), *(set_ or [])]
+    named = {
+        "source.converter": converter,
+        "source.crop": crop,
+        "source.crop_size": crop_size,
+        "source.crop_enlarge": crop_enlarge,
+        "shards.depth": depth or None,
+        "shards.seg": seg or None,
+    }
+    overrides = [*_overrides(named, options), *(set_ or [])]
     _build(None, overrides, out, ("real",), workers, dry_run, as_json)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from pam_aug import registry
+from pam_aug.build.hand_crop import CropOptions, HandCrops
 from pam_aug.config import resolve, to_dict
 from pam_aug.errors import AssetMissing, ConfigError
 from pam_aug.mix_order import parse_ratio
@@ -56,7 +57,7 @@ class MixConfig:
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """A build. `source` and `real` name a converter and hold that converter's own options.
+    """A build. `source` and `real` name a converter and hold that converter's own options and CropOptions.
 
     `real` may instead be `{shards: DIR}` (shards converted before). Empty, it is the source's own images where it has
     any, and the rendered stand-in where it has none.
@@ -84,13 +85,23 @@ def pixel_fields(config: BuildConfig) -> dict[str, Any]:
 
 
 def open_converter(section: Mapping[str, Any], where: str) -> Any:
-    """The converter that a `source` or `real` section names, opened with its options checked."""
+    """The converter that a `source` or `real` section names, opened with its options checked.
+
+    A section with `crop: hand` is opened as HandCrops of that converter.
+    """
     options = dict(section)
+    crop = resolve(
+        CropOptions, {f.name: options.pop(f.name) for f in fields(CropOptions) if f.name in options}, where=where
+    )
+    crop.check(where)
+    if not crop.crop and crop != CropOptions():
+        raise ConfigError(f"{where}: crop_size and crop_enlarge mean nothing without crop: hand", field=where)
     name = options.pop("converter", None)
     if not isinstance(name, str):
         raise ConfigError(f"{where}.converter: name one of {', '.join(registry.names('converters'))}", field=where)
     converter = registry.load("converters", name)
-    return converter(resolve(converter.Options, options, where=f"{where} ({name})"))
+    source = converter(resolve(converter.Options, options, where=f"{where} ({name})"))
+    return HandCrops(source, crop) if crop.crop else source
 
 
 def open_backend(kind: registry.Kind, name: str, options: Mapping[str, Any], where: str) -> Any:

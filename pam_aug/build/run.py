@@ -10,6 +10,7 @@ from typing import Any
 
 from pam_aug.build.config import BuildConfig, check, open_backend, open_converter, pixel_fields
 from pam_aug.build.finish import Result, finish
+from pam_aug.build.hand_crop import HandCrops
 from pam_aug.build.layout import candidates_path, hands_folder, shards_folder
 from pam_aug.build.progress import Progress
 from pam_aug.build.resume import claim_folder
@@ -17,7 +18,7 @@ from pam_aug.build.workdir import InputWork
 from pam_aug.build.worker import Job, MakeCandidates, PackSynthetic, WriteReal, make_worker
 from pam_aug.config import to_dict
 from pam_aug.engines import Failure, LocalEngine
-from pam_aug.errors import ConfigError
+from pam_aug.errors import AssetMissing, ConfigError
 from pam_aug.hand import save_npz
 from pam_aug.schema import SCHEMA_VERSION
 from pam_aug.select import select
@@ -80,7 +81,11 @@ def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic")) -> P
             notes.append(f"the source has {len(source)} inputs, {config.inputs} were asked for")
         if not count:
             raise ConfigError("the source has no inputs: check its options", source=config.source)
+        _needs_hands(source, "generate from it")
         spread = [i * len(source) // count for i in range(count)]
+        if isinstance(source, HandCrops):
+            notes.append(f"each hand of {count} images is an input; inputs are counted as if every image had two")
+            spread = [slot for image in spread for slot in source.slots(image)]
         synthetic = _slices(spread, config.shards.inputs_per_shard)
         generate = config.generate
         generator = open_backend("generators", generate.generator, generate.options, "generate.options")
@@ -101,6 +106,10 @@ def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic")) -> P
         stand_in = open_converter(real_section, "real")
         if not stand_in.has_images:
             raise ConfigError(f"real.converter: {stand_in.name} has no images; name a dataset or give --real DIR")
+        if config.shards.depth or config.shards.seg:
+            _needs_hands(stand_in, "draw depth and segmentation")
+        if isinstance(stand_in, HandCrops) and not stand_in.hand_assets() and not stand_in.has_hands():
+            _needs_hands(stand_in, "crop its hands")
         notes += getattr(stand_in, "notes", ())  # what a dataset leaves out or lacks, in its own words
         hands |= stand_in.hand_assets()
         real = _slices(range(len(stand_in)), config.shards.samples_per_shard)
@@ -131,6 +140,18 @@ def run_build(
                 save_npz(assets, path)
     _run_units(todo, out, workers if workers >= 0 else os.cpu_count() or 1)
     return finish(config, out, real_folder=todo.real_section.get("shards", ""), notes=todo.notes)
+
+
+def _needs_hands(source: Any, purpose: str) -> None:
+    """Raises AssetMissing where a source has no hand model, so that no hand of it can be posed."""
+    if not source.hand_assets():
+        raise AssetMissing(
+            f"{source.name}: to {purpose}, its hands must be posed with MANO, and no MANO files were given. Register "
+            "at https://mano.is.tue.mpg.de and give the folder of MANO_LEFT.pkl and MANO_RIGHT.pkl as source.mano_dir "
+            f"or $MANO_DIR. What works without: `pam-aug convert {source.name}`, whole images and those labels that "
+            "the dataset itself gives, no depth and no segmentation",
+            source=source.name,
+        )
 
 
 def _slices(items: Sequence[int], size: int) -> list[tuple[int, ...]]:

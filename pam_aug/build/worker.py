@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pam_aug.build.config import BuildConfig, open_backend, open_converter
+from pam_aug.build.hand_crop import AbsentHand, HandCrops
 from pam_aug.build.layout import candidates_path, rejected_path, shards_folder
 from pam_aug.build.workdir import InputWork, drop_shard_work
 from pam_aug.errors import BackendError, SchemaError, ShardDamaged, SourceError, UnsafeInput
+from pam_aug.hand import HandAssets
 from pam_aug.render.conditions import Conditions, depth_png, seg_png
 from pam_aug.render.pieces import scene_conditions
 from pam_aug.rollouts.scene import Item, build_scene
@@ -111,14 +113,24 @@ class Worker:
         hands = self._real.hand_assets()
         with ShardWriter(path, "real") as shard:
             for index in unit.indices:
-                try:
-                    item = self._real.item(index)
-                    extras = self._extras(lambda item=item: scene_conditions(build_scene(item, hands)))
-                    sample = _with_image_hash(item.sample, item.image)
-                    shard.add(sample, item.image, _suffix(item.image), extras)
-                except _PER_INPUT:
-                    shard.count("failed")
+                for number in self._real.slots(index) if isinstance(self._real, HandCrops) else (index,):
+                    try:
+                        item = self._real.item(number)
+                        extras = self._extras(
+                            lambda number=number, item=item: self._real_conditions(number, item, hands)
+                        )
+                        sample = _with_image_hash(item.sample, item.image)
+                        shard.add(sample, item.image, _suffix(item.image), extras)
+                    except AbsentHand:
+                        pass
+                    except _PER_INPUT:
+                        shard.count("failed")
         return shard.marker["counts"]
+
+    def _real_conditions(self, number: int, item: Item, hands: Mapping[str, HandAssets]) -> Conditions:
+        if isinstance(self._real, HandCrops):
+            return self._real.conditions(number, hands)
+        return scene_conditions(build_scene(item, hands))
 
     def _extras(self, draw: Callable[[], Conditions]) -> dict[str, bytes]:
         shards = self._config.shards
@@ -140,6 +152,8 @@ class Worker:
             return len(work.rows())
         try:
             rows = self._candidates(self._source.item(unit.index), work)
+        except AbsentHand:
+            rows = []
         except _PER_INPUT as error:
             rows = self._failed_rows(unit.index, error)
         work.put_rows(rows)
@@ -206,7 +220,7 @@ class Worker:
         with ShardWriter(path, kind) as shard:
             for index, images, rows in inputs:
                 wanted = [row for row in rows if row.verdict.kept == kept and row.index in images]
-                if kept:
+                if kept and rows:
                     shard.count("inputs")
                     shard.count("rejected", sum(not row.verdict.kept for row in rows))
                     shard.count("failed", sum(bool(row.failure) for row in rows))
