@@ -10,6 +10,7 @@ subject, sequence, camera, frame. Frames without a hand (the same in all views) 
 from each sequence's `pose.npz`, and counted; `item` raises SourceError for a frame whose own files do not fit.
 """
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -113,6 +114,7 @@ class DexYCB:
             )
         self._K_px = {serial: intrinsics_px(self.root, serial) for serial in SERIALS}
         metas = self.index.metas
+        self._view = functools.cache(self._look)
         self._T_world = {name: T_world_cams(self.root, name) for name in sorted({m.extrinsics for m in metas})}
         self._hands: dict[str, HandAssets] = {}
         self._shapes: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
@@ -147,9 +149,9 @@ class DexYCB:
             raise SourceError(
                 f"{path}: has no hand, and pose.npz of its sequence says it has; copy both", path=str(path)
             )
+        image = read_jpeg(self._path(frame, "color_{:06d}.jpg"))
         serial, subject = SERIALS[frame.camera], SUBJECTS[frame.subject]
-        poses = self._T_world[meta.extrinsics]
-        camera = Camera(WIDTH, HEIGHT, self._K_px[serial], poses[serial])
+        camera, up = self._view(meta.extrinsics, serial)
         number = f"{frame.number:06d}"
         objects = self._objects(frame, label)
         sample = Sample(
@@ -164,10 +166,9 @@ class DexYCB:
                 converter=self.name,
                 split=f"{self.options.setup}/{self.options.split}",
                 group=f"dexycb/{subject}/{frame.sequence}",
-                notes=self._provenance(frame, poses),
+                notes=self._provenance(frame, up),
             ),
         )
-        image = read_jpeg(self._path(frame, "color_{:06d}.jpg"))
         return Item(sample, image, ObjectMeshes(self.root, tuple(o.mesh for o in objects)))
 
     def depth_m(self, index: int) -> Float[np.ndarray, "480 640"]:
@@ -248,11 +249,17 @@ class DexYCB:
             for i in order
         )
 
-    def _provenance(self, frame: Frame, poses: Mapping[str, np.ndarray]) -> tuple[str, ...]:
-        up = (invert_rigid(poses[SERIALS[frame.camera]]) @ poses["apriltag"])[:3, 2]
+    def _look(self, extrinsics: str, serial: str) -> tuple[Camera, str]:
+        """A camera of a calibration, and the note on which way is up: the same for all its frames."""
+        poses = self._T_world[extrinsics]
+        up = (invert_rigid(poses[serial]) @ poses["apriltag"])[:3, 2]
+        note = "up in the camera frame, from the tag: " + " ".join(f"{v:.5f}" for v in up)
+        return Camera(WIDTH, HEIGHT, self._K_px[serial], poses[serial]), note
+
+    def _provenance(self, frame: Frame, up: str) -> tuple[str, ...]:
         notes = [
             f"grasped: {YCB_NAMES[frame.meta.ycb_ids[frame.meta.grasped]]}",
-            "up in the camera frame, from the tag: " + " ".join(f"{v:.5f}" for v in up),
+            up,
             "25 fps nominal, the source has no timestamps",
             "joints: the dataset's joint_3d",
             f"sequence position {frame.position} of its subject's 100",
@@ -293,5 +300,5 @@ class DexYCB:
         return self.index[index]
 
     def _path(self, frame: Frame, name: str) -> Path:
-        folder = self.root / SUBJECTS[frame.subject] / frame.sequence / SERIALS[frame.camera]
-        return folder / name.format(frame.number)
+        parts = SUBJECTS[frame.subject], frame.sequence, SERIALS[frame.camera], name.format(frame.number)
+        return Path(os.path.join(self.root, *parts))  # five times as fast as joining paths one by one

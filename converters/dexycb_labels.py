@@ -5,9 +5,6 @@ of 0 and of 65535. Negative pixels are not absent: joints outside the image are 
 is decided for all eight views at once by the dataset's fit, and says nothing about the hand being visible in a view.
 """
 
-import functools
-import io
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +12,10 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
-from pam_aug.errors import PamAugError, SourceError, UnsafeInput
+from pam_aug.errors import SourceError
 
 from .dexycb_calibration import is_rotation
+from .dexycb_npz import read_bytes, read_npz
 
 __all__ = [
     "HEIGHT",
@@ -27,13 +25,10 @@ __all__ = [
     "read_frame",
     "read_hand_frames",
     "read_jpeg",
-    "read_npz",
     "read_seg",
 ]
 
 WIDTH, HEIGHT = 640, 480
-_MAX_FILE_BYTES = 32 << 20
-_MAX_ARRAY_BYTES = 64 << 20
 _NO_DEPTH = (0, 65535)
 
 
@@ -69,7 +64,8 @@ def read_frame(path: Path, objects: int) -> FrameLabel | None:
     valid = np.any(pose_y != 0, axis=(1, 2))
     if not is_rotation(pose_y[valid][:, :, :3]):
         raise SourceError(f"{path}: an object's pose is not a rotation and a translation", path=str(path))
-    T_cam_obj = np.tile(np.eye(4), (objects, 1, 1))
+    T_cam_obj = np.zeros((objects, 4, 4))
+    T_cam_obj[:] = np.eye(4)
     T_cam_obj[valid, :3] = pose_y[valid]
     return FrameLabel(joints, arrays["joint_2d"][0], pose_m, T_cam_obj, np.asarray(valid))
 
@@ -82,7 +78,7 @@ def read_hand_frames(path: Path, frames: int) -> Bool[np.ndarray, "f"]:
 
 def read_jpeg(path: Path) -> bytes:
     """A colour image's bytes as they are. Raises SourceError for a file that is no whole JPEG."""
-    data = _read_bytes(path)
+    data = read_bytes(path)
     if not data.startswith(b"\xff\xd8") or b"\xff\xd9" not in data[-64:]:
         raise SourceError(f"{path}: not a whole JPEG file ({len(data)} bytes); copy it again", path=str(path))
     return data
@@ -90,7 +86,7 @@ def read_jpeg(path: Path) -> bytes:
 
 def read_depth_m(path: Path) -> Float[np.ndarray, "480 640"]:
     """Depth (z) aligned to the colour image, metres; 0 where nothing was measured."""
-    raw = cv2.imdecode(np.frombuffer(_read_bytes(path) or b"\0", np.uint8), cv2.IMREAD_UNCHANGED)
+    raw = cv2.imdecode(np.frombuffer(read_bytes(path) or b"\0", np.uint8), cv2.IMREAD_UNCHANGED)
     if raw is None or raw.dtype != np.uint16 or raw.shape != (HEIGHT, WIDTH):
         raise SourceError(f"{path}: not a 640x480 depth image of 16 bits; copy it again", path=str(path))
     return np.where(np.isin(raw, _NO_DEPTH), np.float32(0), raw.astype(np.float32) / np.float32(1000))
@@ -99,57 +95,3 @@ def read_depth_m(path: Path) -> Float[np.ndarray, "480 640"]:
 def read_seg(path: Path) -> UInt8[np.ndarray, "480 640"]:
     """The dataset's own ids: 0 background, 1 to 21 the YCB class, 255 the hand."""
     return read_npz(path, {"seg": (HEIGHT, WIDTH)})["seg"].astype(np.uint8)
-
-
-def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """The named arrays of an `.npz`, floats as float64; other members are not unpacked, and nothing is unpickled.
-
-    Raises SourceError naming the file and the array: unreadable, of another shape or kind, not finite.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(_read_bytes(path))) as archive:
-            arrays = {name: _member(path, archive, name) for name in shapes}
-    except PamAugError:
-        raise
-    except Exception as error:  # zipfile and zlib raise many kinds on damaged bytes
-        reason = f"{type(error).__name__}: {error}"
-        raise SourceError(f"{path}: not a readable label archive ({reason}); copy it again", path=str(path)) from error
-    for name, shape in shapes.items():
-        array = arrays[name]
-        if array.shape != shape or array.dtype.kind not in ("u" if name == "seg" else "f"):
-            raise SourceError(
-                f"{path}: {name} has shape {array.shape} and type {array.dtype}, expected {shape}", path=str(path)
-            )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise SourceError(f"{path}: {name} holds NaN or infinity; copy it again", path=str(path))
-    return {name: a.astype(np.float64) if a.dtype.kind == "f" else a for name, a in arrays.items()}
-
-
-def _member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    info = archive.getinfo(f"{name}.npy")
-    if info.file_size > _MAX_ARRAY_BYTES:
-        raise UnsafeInput(f"{path}: {name} unpacks to {info.file_size} bytes. Refused", path=str(path))
-    data = archive.read(info)
-    if data[:8] != b"\x93NUMPY\x01\x00":
-        raise SourceError(f"{path}: {name} is not an array of numpy's version 1; copy it again", path=str(path))
-    start = 10 + int.from_bytes(data[8:10], "little")
-    shape, fortran, dtype = _header(data[8:start])
-    if dtype.hasobject:
-        raise UnsafeInput(f"{path}: {name} holds Python objects, which are not read. Refused", path=str(path))
-    return np.frombuffer(data, dtype, offset=start).reshape(shape, order="F" if fortran else "C")
-
-
-@functools.lru_cache(maxsize=256)  # a dataset has a handful of headers, and parsing one costs more than its array
-def _header(raw: bytes) -> tuple[tuple[int, ...], bool, np.dtype]:
-    return np.lib.format.read_array_header_1_0(io.BytesIO(raw))
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        with open(path, "rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror}); copy it again", path=str(path)) from error
-    if len(data) > _MAX_FILE_BYTES:
-        raise UnsafeInput(f"{path}: over {_MAX_FILE_BYTES >> 20} MB, no frame of DexYCB is. Refused", path=str(path))
-    return data

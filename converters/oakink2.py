@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from pam_aug.errors import ConfigError, SourceError
-from pam_aug.geometry import invert_rigid, transform_points
+from pam_aug.geometry import transform_points
 from pam_aug.hand import HandAssets, HandLayer, load_mano, mano_model_name
 from pam_aug.hand.joints import SIDES, Side
-from pam_aug.rollouts.scene import Item, Mesh
-from pam_aug.schema import SEG_FIRST_OBJECT, Camera, Hand, Object, Sample, Source, make_key
+from pam_aug.rollouts.scene import Item, LeftOut, Mesh
+from pam_aug.schema import SEG_FIRST_OBJECT, Hand, Object, Sample, Source, make_key
 
 from .oakink2_annotation import Annotation, read_annotation
 from .oakink2_hands import PosedHand, pose_hands
@@ -32,11 +32,13 @@ from .oakink2_index import SERIALS, SPLITS, Track, build_index, hashed_split, re
 from .oakink2_lists import FrameLists
 from .oakink2_meshes import MESH_SETS, MeshFiles, MeshFolder
 from .oakink2_program import Programme, read_programme, read_task_targets, seq_key_of
+from .oakink2_views import View, view_of
 
 __all__ = ["LICENCE", "OakInk2"]
 
 LICENCE = "CC BY-NC-SA 3.0: OAKINK2 (Zhan et al., CVPR 2024)"
 _OPEN_SEQUENCES = 2
+_OPEN_VIEWS = 4
 _NO_MANO = (
     "oakink2: no MANO files (mano_dir or $MANO_DIR). The dataset gives MANO parameters and no joints, so the samples "
     "have images, cameras, objects and text but no hands; the wrists are in the notes. Register at "
@@ -61,7 +63,8 @@ class OakInk2:
         `meshes` names the set of object meshes, "raw" or "repair". `keep_png` copies PNG images instead of encoding
         them as JPEG (quality 95, 4:4:4). `mano_dir` (or $MANO_DIR) has the MANO files that joints need.
         `frame_lists` is a file (.npz) that is made where it is not there: with it, images without annotation are left
-        out from the start, at one or two seconds per sequence once; without it, they count as failed.
+        out from the start, at one or two seconds per sequence once; without it, they are left out, and counted, when
+        their turn comes.
         """
 
         root: str
@@ -94,6 +97,7 @@ class OakInk2:
         self._tasks = read_task_targets(self._root / "program")
         self._programmes: OrderedDict[str, Programme] = OrderedDict()
         self._open: OrderedDict[Path, tuple[Annotation, Mapping[Side, PosedHand]]] = OrderedDict()
+        self._views: OrderedDict[tuple[Path, str, int, int], View] = OrderedDict()
         self._meshes = MeshFolder(self._root, options.meshes)
         lists = FrameLists(options.frame_lists) if options.frame_lists else None
         annotated = lists.annotated if lists else None
@@ -120,7 +124,7 @@ class OakInk2:
         return {f"{mano_model_name(side, 'as_file')}/{side}": assets for side, assets in self._assets.items()}
 
     def item(self, index: int) -> Item:
-        """Image `index`. Raises SourceError for a frame, camera or image that cannot be used."""
+        """Image `index`. Raises LeftOut for a frame without annotation, SourceError where something is damaged."""
         if not 0 <= index < len(self):
             raise SourceError(f"oakink2: item {index} of {len(self)}", index=index)
         track, position = self.index.find(index)
@@ -128,15 +132,15 @@ class OakInk2:
         annotation, posed = self._sequence(track.annotation)
         row = annotation.row(frame)
         image = read_image(track.folder, frame, self.options.keep_png)
-        name, camera = _camera(annotation, track, row, frame, image)
-        T_cam_world = invert_rigid(np.asarray(camera.T_world_cam, np.float64))  # of the pose as the label rounds it
-        hands, hand_notes = self._hand_labels(annotation, posed, row, frame, camera, T_cam_world)
+        name = _camera_name(annotation, track, row, frame, image)
+        view = self._view(annotation, posed, name, image)
+        hands, hand_notes = self._hand_labels(annotation, view, row, frame)
         programme = self._programme(track.seq_key)
-        objects, meshes = self._objects(annotation, row, T_cam_world)
+        objects, meshes = self._objects(annotation, view, row)
         scene, _, sequence = track.seq_key.partition("/")
         sample = Sample(
             key=make_key("oakink2", scene, sequence or "sequence", name, f"{frame:06d}"),
-            camera=camera,
+            camera=view.camera(row),
             hands=hands,
             objects=objects,
             source=Source(
@@ -156,7 +160,7 @@ class OakInk2:
             ),
             text=programme.text(frame),
         )
-        return Item(sample, image.data, meshes)
+        return Item(sample, image.data, meshes, "" if image.encoded else image.sha256)
 
     # ---------------------------------------------------------------------------------------------------------- opening
 
@@ -210,16 +214,21 @@ class OakInk2:
             self._programmes[seq_key] = read_programme(self._root / "program", seq_key, self._tasks.get(seq_key, ""))
         return self._programmes[seq_key]
 
+    def _view(self, annotation: Annotation, posed: Mapping[Side, PosedHand], name: str, image: SourceImage) -> View:
+        key = (annotation.path, name, image.width, image.height)
+        if key not in self._views:
+            while len(self._views) >= _OPEN_VIEWS:
+                self._views.popitem(last=False)
+            self._views[key] = view_of(annotation, posed, name, image.width, image.height)
+        return self._views[key]
+
     def _hand_labels(
-        self,
-        annotation: Annotation,
-        posed: Mapping[Side, PosedHand],
-        row: int,
-        frame: int,
-        camera: Camera,
-        T_cam_world: np.ndarray,
+        self, annotation: Annotation, view: View, row: int, frame: int
     ) -> tuple[tuple[Hand, ...], tuple[str, ...]]:
-        """The hands that can be labelled, and notes on the others. Raises SourceError where neither is usable."""
+        """The hands that can be labelled, and notes on the others.
+
+        Raises LeftOut where the frame has no hand, SourceError where none of those that it has is usable.
+        """
         hands: list[Hand] = []
         notes: list[str] = []
         for side, track in annotation.hands.items():
@@ -227,26 +236,27 @@ class OakInk2:
                 reason = annotation.problems[side, frame].removeprefix(f"{annotation.path}: ")
                 notes.append(f"left out: {reason}")
                 continue
-            if side not in posed:
-                x, y, z = transform_points(T_cam_world, track.wrist_world_m[row][None])[0]
+            if side not in view.hands:
+                x, y, z = transform_points(view.T_cam_world[row], track.wrist_world_m[row][None])[0]
                 notes.append(f"{side} hand left out: no MANO files; wrist_cam_m: {x:.6f} {y:.6f} {z:.6f}")
                 continue
-            hands.append(posed[side].label(row, camera, T_cam_world))
+            hands.append(view.hands[side].label(row))
         if not any(track.valid[row] for track in annotation.hands.values()):
-            reasons = "; ".join(annotation.problems[side, frame] for side in SIDES)
-            raise SourceError(f"no hand can be used: {reasons}", frame=frame)
+            message = f"no hand can be used: {'; '.join(annotation.problems[side, frame] for side in SIDES)}"
+            if all((side, frame) in annotation.absent for side in SIDES):
+                raise LeftOut(message, reason="no hand is annotated", frame=frame)
+            raise SourceError(message, frame=frame)
         return tuple(hands), tuple(notes)
 
-    def _objects(
-        self, annotation: Annotation, row: int, T_cam_world: np.ndarray
-    ) -> tuple[tuple[Object, ...], Mapping[str, Mesh]]:
+    def _objects(self, annotation: Annotation, view: View, row: int) -> tuple[tuple[Object, ...], Mapping[str, Mesh]]:
         paths: dict[str, Path] = {}
         objects: list[Object] = []
         for number, (object_id, track) in enumerate(annotation.objects.items()):
             name, path = self._meshes.find(object_id)
             paths[name] = path
-            pose = T_cam_world @ track.T_world_obj[row] if track.valid[row] else np.eye(4)
-            objects.append(Object(object_id, name, SEG_FIRST_OBJECT + number, pose, bool(track.valid[row])))
+            valid = bool(track.valid[row])
+            pose = view.T_cam_obj[object_id][row] if valid else np.eye(4)
+            objects.append(Object(object_id, name, SEG_FIRST_OBJECT + number, pose, valid))
         return tuple(objects), MeshFiles(paths)
 
     def _clip_note(self, position: int) -> tuple[str, ...]:
@@ -254,13 +264,15 @@ class OakInk2:
         return (f"clip: {position // length}, frame {position % length} of {length}",) if length else ()
 
 
-def _camera(annotation: Annotation, track: Track, row: int, frame: int, image: SourceImage) -> tuple[str, Camera]:
-    """The camera's name, by the sequence's own table, and its label at a frame."""
+def _camera_name(annotation: Annotation, track: Track, row: int, frame: int, image: SourceImage) -> str:
+    """The camera's name, by the sequence's own table. Raises SourceError where a frame has no use of it."""
     name = annotation.camera_names.get(track.serial)
     if name is None:
         raise SourceError(f"{annotation.path}: its cam_def has no camera of serial {track.serial}", frame=frame)
     poses = annotation.cameras[name]
     if not poses.valid[row]:
+        if (name, frame) in annotation.absent:
+            raise LeftOut(annotation.problems[name, frame], reason="the camera's pose is not annotated", frame=frame)
         raise SourceError(annotation.problems[name, frame], frame=frame)
     K = poses.K_px[row]
     if not (0 < K[0, 2] < image.width and 0 < K[1, 2] < image.height):
@@ -269,7 +281,7 @@ def _camera(annotation: Annotation, track: Track, row: int, frame: int, image: S
             f"point is ({K[0, 2]:.1f}, {K[1, 2]:.1f}); use the images as they were published",
             frame=frame,
         )
-    return name, Camera(image.width, image.height, K, invert_rigid(poses.T_cam_world[row]))
+    return name
 
 
 def _check(options: OakInk2.Options) -> None:

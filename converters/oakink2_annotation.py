@@ -7,7 +7,7 @@ frame id, never by position: ids start anywhere and step by four.
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from jaxtyping import Bool, Float, Int
 from pam_aug.errors import SourceError
 from pam_aug.geometry import matrix_to_axis_angle, quaternion_to_matrix
 from pam_aug.hand.joints import SIDES, Side
+from pam_aug.rollouts.scene import LeftOut
 
-from .oakink2_tensors import load_tensor_pickle, to_array
+from .oakink2_tensors import load_tensor_pickle, stack_arrays, to_array
 
 __all__ = ["Annotation", "CameraTrack", "HandTrack", "ObjectTrack", "read_annotation"]
 
@@ -70,7 +71,8 @@ class ObjectTrack:
 class Annotation:
     """The image frames of a sequence. Rows of all tracks follow `frame_ids`, which are motion-capture ids, sorted.
 
-    `problems` says, by (part, frame id), why a row of a track is not valid.
+    `problems` says, by (part, frame id), why a row of a track is not valid; `absent` are those of them that the file
+    does not have at all.
     """
 
     path: Path
@@ -81,12 +83,14 @@ class Annotation:
     hands: Mapping[Side, HandTrack]
     objects: Mapping[str, ObjectTrack]
     problems: Mapping[tuple[str, int], str]
+    absent: Set[tuple[str, int]]
 
     def row(self, frame_id: int) -> int:
-        """The row of a frame. Raises SourceError for an image whose frame is not annotated."""
+        """The row of a frame. Raises LeftOut for an image whose frame is not annotated."""
         row = int(np.searchsorted(self.frame_ids, frame_id))
         if row == len(self.frame_ids) or self.frame_ids[row] != frame_id:
-            raise SourceError(f"{self.path}: frame {frame_id} is not among the annotated frames", frame=frame_id)
+            message = f"{self.path}: frame {frame_id} is not among the annotated frames"
+            raise LeftOut(message, reason="the frame is not annotated", frame=frame_id)
         return row
 
 
@@ -123,6 +127,7 @@ def read_annotation(path: str | Path) -> Annotation:
         hands=hands,
         objects=objects,
         problems=reader.problems,
+        absent=reader.absent,
     )
 
 
@@ -148,30 +153,48 @@ def _ids(path: Path, data: dict[str, Any], name: str) -> np.ndarray:
     return ids
 
 
+class _Absent(SourceError):
+    """The file has no entry."""
+
+
 class _Reader:
-    """Turns dictionaries by frame id into tracks, noting for each part and frame what is wrong with it."""
+    """Turns dictionaries by frame id into tracks, noting for each part and frame what is wrong with it.
+
+    A part whose frames are all in order is read at once. Only where something is wrong are frames taken one by one.
+    """
 
     def __init__(self, path: Path, frames: list[int]) -> None:
         self._path, self._frames = path, frames
         self.problems: dict[tuple[str, int], str] = {}
+        self.absent: set[tuple[str, int]] = set()
 
     def camera(self, name: str, intrinsics: Any, extrinsics: Any) -> CameraTrack:
         n = len(self._frames)
+        K, T = self._all(intrinsics, (3, 3)), self._all(extrinsics, (4, 4))
+        if K is not None and T is not None and _are_pinholes(K) and _are_rigid(T):
+            return CameraTrack(K, T, np.ones(n, bool))
         K, T, valid = np.tile(np.eye(3), (n, 1, 1)), np.tile(np.eye(4), (n, 1, 1)), np.zeros(n, bool)
         for row, frame in enumerate(self._frames):
             where = f"{self._path}: camera {name}, frame {frame}"
             try:
                 K[row] = to_array(_at(intrinsics, frame, where), (3, 3), f"{where}, intrinsics")
-                if not (K[row, 0, 0] > 0 and K[row, 1, 1] > 0 and np.array_equal(K[row, 2], [0, 0, 1])):
+                if not _are_pinholes(K[row]):
                     raise SourceError(f"{where}: the intrinsics are no pinhole camera's")
                 T[row] = _rigid(_at(extrinsics, frame, where), f"{where}, extrinsics")
                 valid[row] = True
             except SourceError as error:
-                self.problems[name, frame] = str(error)
+                self._note(name, frame, error)
         return CameraTrack(K, T, valid)
 
     def hand(self, side: Side, by_frame: Mapping[Any, Any]) -> HandTrack:
         n, prefix = len(self._frames), _PREFIX[side]
+        entries = [by_frame.get(frame) for frame in self._frames]
+        turns, at, shape = (
+            stack_arrays([e.get(f"{prefix}__{name}") if isinstance(e, dict) else None for e in entries], size)
+            for name, size in (("pose_coeffs", (1, 16, 4)), ("tsl", (1, 3)), ("betas", (1, 10)))
+        )
+        if turns is not None and at is not None and shape is not None and _are_unit(turns):
+            return HandTrack(_axis_angles(turns[:, 0]), at[:, 0], shape[:, 0], np.ones(n, bool))
         quaternions, wrist, betas = np.zeros((n, 16, 4)), np.zeros((n, 3)), np.zeros((n, 10))
         quaternions[..., 0] = 1.0
         valid = np.zeros(n, bool)
@@ -180,19 +203,21 @@ class _Reader:
             try:
                 entry = _at(by_frame, frame, where)
                 turns = to_array(_at(entry, f"{prefix}__pose_coeffs", where), (1, 16, 4), f"{where}, pose_coeffs")[0]
-                if np.abs(np.linalg.norm(turns, axis=-1) - 1.0).max() > 0.05:
+                if not _are_unit(turns):
                     raise SourceError(f"{where}: pose_coeffs are not unit quaternions")
                 at = to_array(_at(entry, f"{prefix}__tsl", where), (1, 3), f"{where}, tsl")[0]
                 shape = to_array(_at(entry, f"{prefix}__betas", where), (1, 10), f"{where}, betas")[0]
             except SourceError as error:
-                self.problems[side, frame] = str(error)
+                self._note(side, frame, error)
                 continue
             quaternions[row], wrist[row], betas[row], valid[row] = turns, at, shape, True
-        turns = matrix_to_axis_angle(quaternion_to_matrix(quaternions, "wxyz"))
-        return HandTrack(turns, wrist, betas, valid)
+        return HandTrack(_axis_angles(quaternions), wrist, betas, valid)
 
     def object(self, name: str, by_frame: Any) -> ObjectTrack:
         n = len(self._frames)
+        T = self._all(by_frame, (4, 4))
+        if T is not None and _are_rigid(T):
+            return ObjectTrack(T, np.ones(n, bool))
         T, valid = np.tile(np.eye(4), (n, 1, 1)), np.zeros(n, bool)
         for row, frame in enumerate(self._frames):
             where = f"{self._path}: object {name}, frame {frame}"
@@ -200,19 +225,46 @@ class _Reader:
                 T[row] = _rigid(_at(by_frame, frame, where), where)
                 valid[row] = True
             except SourceError as error:
-                self.problems[name, frame] = str(error)
+                self._note(name, frame, error)
         return ObjectTrack(T, valid)
+
+    def _all(self, by_frame: Any, shape: tuple[int, ...]) -> np.ndarray | None:
+        if not isinstance(by_frame, dict):
+            return None
+        return stack_arrays([by_frame.get(frame) for frame in self._frames], shape)
+
+    def _note(self, part: str, frame: int, error: SourceError) -> None:
+        self.problems[part, frame] = str(error)
+        if isinstance(error, _Absent):
+            self.absent.add((part, frame))
 
 
 def _at(entries: Any, key: Any, where: str) -> Any:
     if not isinstance(entries, dict) or key not in entries:
-        raise SourceError(f"{where}: not annotated ({key} is missing)")
+        raise _Absent(f"{where}: not annotated ({key} is missing)")
     return entries[key]
+
+
+def _axis_angles(quaternions: np.ndarray) -> np.ndarray:
+    return matrix_to_axis_angle(quaternion_to_matrix(quaternions, "wxyz"))
+
+
+def _are_unit(quaternions: np.ndarray) -> bool:
+    return bool(np.abs(np.linalg.norm(quaternions, axis=-1) - 1.0).max(initial=0.0) <= 0.05)
+
+
+def _are_pinholes(K: np.ndarray) -> bool:
+    return bool((K[..., 0, 0] > 0).all() and (K[..., 1, 1] > 0).all() and (K[..., 2, :] == [0, 0, 1]).all())
+
+
+def _are_rigid(T: np.ndarray) -> bool:
+    R = T[..., :3, :3]
+    off = np.abs(R @ R.swapaxes(-1, -2) - np.eye(3)).max(initial=0.0)
+    return bool(off <= _RIGID_TOLERANCE and (np.linalg.det(R) >= 0).all() and (T[..., 3, :] == [0, 0, 0, 1]).all())
 
 
 def _rigid(value: Any, where: str) -> np.ndarray:
     T = to_array(value, (4, 4), where)
-    R = T[:3, :3]
-    if np.abs(R @ R.T - np.eye(3)).max() > _RIGID_TOLERANCE or np.linalg.det(R) < 0 or (T[3] != [0, 0, 0, 1]).any():
+    if not _are_rigid(T):
         raise SourceError(f"{where}: not a rigid transform")
     return T

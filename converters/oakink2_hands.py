@@ -1,7 +1,7 @@
-"""Hands of a whole sequence posed at once in the world, and their labels in each camera.
+"""Hands of a whole sequence posed at once in the world.
 
 Four cameras see the same hands, and a batch of poses costs a tenth of its poses one by one: so joints are computed once
-per sequence, and a view is a rigid motion of them.
+per sequence, and a view (`oakink2_views`) is a rigid motion of them.
 """
 
 from collections.abc import Mapping
@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from pam_aug.geometry import axis_angle_to_matrix, matrix_to_axis_angle, project, transform_points
-from pam_aug.hand import HandLayer, mano_model_name
+from pam_aug.geometry import axis_angle_to_matrix
+from pam_aug.hand import HandLayer
 from pam_aug.hand.joints import Side
-from pam_aug.rollouts.label import in_image
-from pam_aug.schema import Camera, Hand
 
 from .oakink2_annotation import HandTrack
 
@@ -34,22 +32,6 @@ class PosedHand:
     betas: Float[np.ndarray, "n 10"]
     root_m: Float[np.ndarray, "n 3"]
     joints_world_m: Float[np.ndarray, "n 21 3"]
-
-    def label(self, row: int, camera: Camera, T_cam_world: Float[np.ndarray, "4 4"]) -> Hand:
-        """The label of the hand at a row of the track, as `camera` sees it; `T_cam_world` inverts its pose."""
-        joints = transform_points(T_cam_world, self.joints_world_m[row]).astype(np.float32)
-        px = project(joints.astype(np.float64), np.asarray(camera.K_px, np.float64))
-        return Hand(
-            side=self.side,
-            hand_model=mano_model_name(self.side, "as_file"),
-            joints_cam_m=joints,
-            joints_px=np.nan_to_num(px, nan=-1.0),
-            in_view=in_image(px, camera.width, camera.height),
-            global_orient=matrix_to_axis_angle(T_cam_world[:3, :3] @ self.R_world_wrist[row]),
-            hand_pose=self.hand_pose[row],
-            betas=self.betas[row],
-            transl=joints[0] - self.root_m[row],
-        )
 
 
 def pose_track(track: HandTrack, side: Side, layer: HandLayer) -> PosedHand:

@@ -1,6 +1,7 @@
 """An image of OAKINK2 by its frame id: JPEG bytes as they are, PNG as JPEG of quality 95 without chroma subsampling."""
 
 import hashlib
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +22,13 @@ _MAX_PIXELS = 20_000_000
 
 @dataclass(frozen=True, slots=True)
 class SourceImage:
-    """What goes into the shard, and the sha256 of the bytes that were read, which differ where a PNG was encoded."""
+    """What goes into the shard, and the sha256 of the bytes that were read: others where a PNG was `encoded`."""
 
     data: bytes
     sha256: str
     width: int
     height: int
+    encoded: bool
 
 
 def read_image(folder: Path, frame_id: int, keep_png: bool) -> SourceImage:
@@ -34,24 +36,34 @@ def read_image(folder: Path, frame_id: int, keep_png: bool) -> SourceImage:
 
     Raises SourceError where it is gone, truncated or neither, UnsafeInput above 64 MB or 20 megapixels.
     """
-    path = next((p for s in _SUFFIXES if (p := folder / f"{frame_id:06d}{s}").is_file()), None)
-    if path is None:
-        raise SourceError(f"{folder}: frame {frame_id} has no image {frame_id:06d}.jpg or .png", path=str(folder))
-    try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise SourceError(f"{path}: cannot be read ({error.strerror})", path=str(path)) from error
-    if len(data) > _MAX_BYTES:
-        raise UnsafeInput(f"{path}: over {_MAX_BYTES >> 20} MB is no image of this dataset", path=str(path))
+    path, data = _read(folder, f"{frame_id:06d}")
     sha256 = hashlib.sha256(data).hexdigest()
     is_png = data.startswith(_PNG_MAGIC)
     width, height = _png_size(data, path) if is_png else _jpeg_size(data, path)
     if width * height > _MAX_PIXELS:
         raise UnsafeInput(f"{path}: {width} × {height} pixels is over the limit of {_MAX_PIXELS}", path=str(path))
-    if is_png and not keep_png:
+    encode = is_png and not keep_png
+    if encode:
         data = _encoded(data, (height, width, 3), path)
-    return SourceImage(data, sha256, width, height)
+    return SourceImage(data, sha256, width, height, encode)
+
+
+def _read(folder: Path, name: str) -> tuple[Path, bytes]:
+    """The first file of that name, and its bytes."""
+    for suffix in _SUFFIXES:
+        path = os.path.join(folder, name + suffix)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                data = file.read() if size <= _MAX_BYTES else b""  # one call of the system, no buffer to copy from
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise SourceError(f"{path}: cannot be read ({error.strerror})", path=path) from error
+        if max(size, len(data)) > _MAX_BYTES:
+            raise UnsafeInput(f"{path}: over {_MAX_BYTES >> 20} MB is no image of this dataset", path=path)
+        return Path(path), data
+    raise SourceError(f"{folder}: frame {int(name)} has no image {name}.jpg or .png", path=str(folder))
 
 
 def _png_size(data: bytes, path: Path) -> tuple[int, int]:

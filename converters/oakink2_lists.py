@@ -2,7 +2,7 @@
 
 Image folders do not tell whether a frame is annotated, and reading that from 37 GB of annotation files takes a second
 or two per sequence. With such a file the index holds exactly the frames that have an image and an annotation; without
-it, an image that lacks one is found when its turn comes, and counts as failed.
+it, an image that lacks one is found when its turn comes, and is left out then.
 """
 
 import os

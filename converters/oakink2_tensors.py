@@ -10,7 +10,8 @@ opening a sequence does not pay for the body model's 100,000 tensors, and what i
 import io
 import math
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 from pam_aug.errors import SourceError, UnsafeInput
 from pam_aug.safe_pickle import ALLOWED_NUMPY, AllowedCall, load_pickle
 
-__all__ = ["ALLOWED_TORCH", "PickledTensor", "load_tensor_pickle", "to_array"]
+__all__ = ["ALLOWED_TORCH", "PickledTensor", "load_tensor_pickle", "stack_arrays", "to_array"]
 
 _MAGIC = 0x1950A86A20F9469CFC6C  # of torch's serialisation before zip files
 _PROTOCOL = 1001
@@ -65,7 +66,48 @@ class _StorageUnpickler(pickle.Unpickler):
         return str(key), storage_type.dtype, int(count)
 
 
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What `torch.save` wrote around a storage's key and elements; storages of one type and length share it."""
+
+    before: bytes
+    between: bytes
+    after: bytes
+    key_bytes: int
+    dtype: np.dtype
+
+    def elements(self, raw: bytes) -> np.ndarray | None:
+        """The elements of a storage of this form; None for one of another."""
+        first = len(self.before)
+        second = first + self.key_bytes + len(self.between)
+        end = second + self.key_bytes + len(self.after)
+        key = raw[first : first + self.key_bytes]
+        same = raw.startswith(self.before) and raw.startswith(self.between, first + self.key_bytes)
+        if same and key.isdigit() and raw.startswith(key + self.after, second):
+            return np.frombuffer(raw, self.dtype, offset=end)
+        return None
+
+
 def _parse_storage(raw: bytes) -> np.ndarray:
+    """The elements of a storage. Its four pickles are only unpickled for the first of a form."""
+    form = _FORMS.get(len(raw))
+    values = form.elements(raw) if form else None
+    if values is None:
+        values, key = _unpickle_storage(raw)
+        _FORMS.pop(len(raw), None)
+        head = len(raw) - values.nbytes
+        parts = raw[:head].split(key.encode())
+        if key.isdigit() and len(parts) == 3 and len(_FORMS) < _MAX_FORMS:
+            before, between, after = parts
+            _FORMS[len(raw)] = _Form(before, between, after, len(key), values.dtype)
+    return values
+
+
+_FORMS: dict[int, _Form] = {}
+_MAX_FORMS = 64
+
+
+def _unpickle_storage(raw: bytes) -> tuple[np.ndarray, str]:
     stream = io.BytesIO(raw)
 
     def small() -> Any:
@@ -82,7 +124,7 @@ def _parse_storage(raw: bytes) -> np.ndarray:
     data = stream.read()
     if written != count or len(data) != count * dtype.itemsize:
         raise ValueError(f"a storage of {count} elements that holds {len(data)} bytes")
-    return np.frombuffer(data, dtype)
+    return np.frombuffer(data, dtype), key
 
 
 class _Storage:
@@ -109,29 +151,42 @@ class _Storage:
 class PickledTensor:
     """A tensor as a pickle describes it: storage, offset, size, stride. `array` makes the numbers."""
 
-    __slots__ = ("_offset", "_size", "_storage", "_stride")
+    __slots__ = ("_parts",)
 
-    def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, *_gradient_and_hooks: Any) -> None:
-        numbers = (offset, *size, *stride)
-        if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > 8:
-            raise ValueError("a tensor without a storage of its own, or with size and stride of different lengths")
-        if not all(type(n) is int and n >= 0 for n in numbers) or math.prod(size) > _MAX_ELEMENTS:
-            raise ValueError(f"a tensor of size {tuple(size)}, stride {tuple(stride)} at {offset}")
-        self._storage, self._offset, self._size, self._stride = storage, offset, tuple(size), tuple(stride)
+    def __init__(self, *parts: Any) -> None:
+        self._parts = parts  # a sequence has a hundred thousand; they are looked at when they are used
 
     def __setstate__(self, _state: object) -> None:
         raise ValueError("an instruction that alters a tensor")
 
     def array(self) -> np.ndarray:
         """The tensor's elements, copied. Raises UnsafeInput or, for damaged bytes, any of `pickle`'s errors."""
-        values = self._storage.values()
-        if 0 in self._size:
-            return np.zeros(self._size, values.dtype)
-        last = self._offset + sum((n - 1) * step for n, step in zip(self._size, self._stride))
+        storage, offset, size, stride = self._parts[:4]
+        size, stride = tuple(size), tuple(stride)
+        if not isinstance(storage, _Storage) or len(size) != len(stride) or len(size) > 8:
+            raise ValueError("a tensor without a storage of its own, or with size and stride of different lengths")
+        if not all(type(n) is int and n >= 0 for n in (offset, *size, *stride)) or math.prod(size) > _MAX_ELEMENTS:
+            raise ValueError(f"a tensor of size {size}, stride {stride} at {offset}")
+        values = storage.values()
+        if 0 in size:
+            return np.zeros(size, values.dtype)
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride))
         if last >= len(values):
             raise ValueError(f"a tensor that reaches element {last} of a storage of {len(values)}")
-        steps = tuple(step * values.itemsize for step in self._stride)
-        return np.lib.stride_tricks.as_strided(values[self._offset :], self._size, steps).copy()
+        if offset == 0 and math.prod(size) == len(values) and _is_contiguous(size, stride):
+            return values.reshape(size).copy()
+        return np.lib.stride_tricks.as_strided(
+            values[offset:], size, tuple(step * values.itemsize for step in stride)
+        ).copy()
+
+
+def _is_contiguous(size: tuple[int, ...], stride: tuple[int, ...]) -> bool:
+    step = 1
+    for n, given in zip(reversed(size), reversed(stride)):
+        if n != 1 and given != step:
+            return False
+        step *= n
+    return True
 
 
 def _empty_mapping(*arguments: Any) -> dict[Any, Any]:
@@ -177,3 +232,18 @@ def to_array(value: Any, shape: tuple[int, ...], where: str) -> np.ndarray:
     if not np.isfinite(array).all():
         raise SourceError(f"{where}: holds a NaN or an infinity")
     return array
+
+
+def stack_arrays(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray | None:
+    """All of `values` as one finite float64 array (n, *shape), or None where not all of them are such arrays.
+
+    It says nothing about what is wrong: `to_array` on each does.
+    """
+    try:
+        arrays = [v.array() if isinstance(v, PickledTensor) else v for v in values]
+        if not all(isinstance(a, np.ndarray) and a.shape == shape and a.dtype.kind in "fiu" for a in arrays):
+            return None
+        stacked = np.array(arrays, np.float64).reshape(len(arrays), *shape)
+    except Exception:  # UnsafeInput too: it comes again, and with its name, when the values are taken one by one
+        return None
+    return stacked if np.isfinite(stacked).all() else None

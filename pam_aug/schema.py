@@ -4,6 +4,8 @@ Every key is always there, of one type, never null: "", [], -1 and False mean ab
 the shortest text that reads back to the same float32. Units and frames: metres, radians, pixels; OpenCV camera frame.
 """
 
+import functools
+import math
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -75,7 +77,23 @@ def _array(*shape: int, dtype: type = np.float32, default: Any = None) -> Any:
     marker = Array(*shape, dtype=dtype)
     if default is None:
         return field(metadata={"array": marker})
-    return field(default_factory=lambda: marker.coerce(default, "default"), metadata={"array": marker})
+    value = marker.coerce(default, "default")  # cannot be written to, so one serves all records
+    return field(default_factory=lambda: value, metadata={"array": marker})
+
+
+@functools.cache
+def _numeric_fields(kind: type) -> tuple[tuple[str, str, Array | None], ...]:
+    """(name, name in messages, its array marker) of a record's arrays and floats, looked up once per class."""
+    return tuple(
+        (f.name, f"{kind.__name__}.{f.name}", f.metadata.get("array"))
+        for f in fields(kind)
+        if "array" in f.metadata or f.type in (float, "float")
+    )
+
+
+@functools.cache
+def _field_names(kind: type) -> tuple[str, ...] | None:
+    return tuple(f.name for f in fields(kind)) if is_dataclass(kind) else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,15 +101,14 @@ class _Record:
     """Rounds numbers to float32 on construction, so that what is held is what is written; equality is exact."""
 
     def __post_init__(self) -> None:
-        for f in fields(self):
-            where = f"{type(self).__name__}.{f.name}"
-            value = getattr(self, f.name)
-            if "array" in f.metadata:
-                object.__setattr__(self, f.name, f.metadata["array"].coerce(value, where))
-            elif f.type in (float, "float"):
-                if not np.isfinite(value):
+        for name, where, array in _numeric_fields(type(self)):
+            value = getattr(self, name)
+            if array is not None:
+                object.__setattr__(self, name, array.coerce(value, where))
+            else:
+                if not math.isfinite(value):
                     raise SchemaError(f"{where}: {value} is not a finite number; absent is -1", field=where)
-                object.__setattr__(self, f.name, float(np.float32(value)))
+                object.__setattr__(self, name, float(np.float32(value)))
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and all(
@@ -306,13 +323,15 @@ def sample_from_json(data: bytes) -> Sample:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
+    kind = type(value)
+    if kind is np.ndarray:
         return np.ascontiguousarray(value)
-    if is_dataclass(value):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, tuple):
+    names = _field_names(kind)
+    if names is not None:
+        return {name: _plain(getattr(value, name)) for name in names}
+    if kind is tuple:
         return [_plain(v) for v in value]
-    if isinstance(value, float):
+    if kind is float:
         return np.float32(value)
     return value
 

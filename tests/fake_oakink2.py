@@ -89,15 +89,23 @@ def make_sequence(key: str, seed: int, serials: tuple[str, ...], frame_ids: list
     return s
 
 
-def annotation_of(s: Sequence, *, as_torch: bool) -> dict[str, Any]:
-    """The dictionary of a sequence's pickle."""
+_BODY = {"body_pose": (1, 21, 4), "world_tsl": (1, 3)}
+_WHOLE_BODY = {
+    **{"body_shape": (1, 300), "expr_shape": (1, 10), "jaw_pose": (1, 1, 4), "leye_pose": (1, 1, 4)},
+    **{"reye_pose": (1, 1, 4), "world_rot": (1, 4), "world_tsl": (1, 3), "body_pose": (1, 21, 4)},
+    **{"left_hand_pose": (1, 15, 4), "right_hand_pose": (1, 15, 4)},
+}
+
+
+def annotation_of(s: Sequence, *, as_torch: bool, whole_body: bool = False) -> dict[str, Any]:
+    """The dictionary of a sequence's pickle; the body, which is never read, has two of its ten tensors by default."""
 
     def number(array: Any) -> Any:
         array = np.asarray(array, np.float32)
         return torch.from_numpy(array.copy()) if as_torch else array
 
     def body() -> dict[str, Any]:
-        return {"body_pose": number(np.zeros((1, 21, 4))), "world_tsl": number(np.zeros((1, 3)))}
+        return {name: number(np.zeros(shape)) for name, shape in (_WHOLE_BODY if whole_body else _BODY).items()}
 
     names = [SERIALS[serial] for serial in s.serials]
     return {
@@ -170,6 +178,14 @@ def write_mano(folder: Path) -> None:
     write_clean(right.mirrored("as_file"), folder / "MANO_LEFT.pkl")
 
 
+def write_meshes(root: Path) -> None:
+    for part in PARTS:
+        for mesh_set, suffix in (("raw", "obj"), ("repair", "obj")):
+            folder = root / f"object_{mesh_set}" / "align_ds" / part
+            folder.mkdir(parents=True)
+            (folder / f"{part}.{suffix}").write_text(TETRA)
+
+
 def write_tree(root: Path) -> tuple[Sequence, Sequence]:
     """The two sequences under `root`, MANO files under `root/mano`."""
     # Images at 9, 13 … 53: 21 has no image, 57 an image but no annotation, 49 no motion capture.
@@ -191,10 +207,6 @@ def write_tree(root: Path) -> tuple[Sequence, Sequence]:
         {key1: "Hold the bowl.", key2: "Pour the tea."},
     )  # fmt: skip
     (root / "program" / "task_target.json").write_text(json.dumps({a.key: "Make tea.", b.key: "Brush the board."}))
-    for part in PARTS:
-        for mesh_set, suffix in (("raw", "obj"), ("repair", "obj")):
-            folder = root / f"object_{mesh_set}" / "align_ds" / part
-            folder.mkdir(parents=True)
-            (folder / f"{part}.{suffix}").write_text(TETRA)
+    write_meshes(root)
     write_mano(root / "mano")
     return a, b

@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from fake_dexycb import (
@@ -31,6 +32,7 @@ from pam_aug.converters.dexycb import DexYCB
 from pam_aug.converters.dexycb_calibration import T_world_cams, read_tuple_yaml
 from pam_aug.converters.dexycb_index import build_index
 from pam_aug.converters.dexycb_labels import read_frame
+from pam_aug.converters.dexycb_npz import read_npz
 from pam_aug.converters.dexycb_splits import SUBJECTS, list_sequences, read_sequence_table, split_rule
 from pam_aug.errors import AssetMissing, BudgetExceeded, ConfigError, SourceError, UnsafeInput
 from pam_aug.hand import HandLayer, load_mano, mano_model_name
@@ -337,17 +339,37 @@ def test_segmentation_takes_this_librarys_ids(fake):
         assert seg[20, 0] == 0
 
 
-def test_13_to_16_intrinsics_provenance_and_one_hand(fake, items):
+def test_13_the_colour_intrinsics_hold_for_the_aligned_depth_too(fake, items):
+    for (_, serial, _), item in items.items():
+        np.testing.assert_array_equal(item.sample.camera.K_px, fake.K_px[serial].astype(np.float32))
+        assert item.sample.camera.K_px[0, 0] > 600  # the files have 380 for the depth camera
+    assert _open(fake, mano=False, frames=1).depth_m(0).shape == (480, 640)  # the colour image's pixels
+
+
+def test_14_no_distortion_and_no_timestamps(items):
+    for item in items.values():
+        hand, K = item.sample.hands[0], item.sample.camera.K_px.astype(float)
+        rays = hand.joints_cam_m.astype(float) @ K.T
+        np.testing.assert_allclose(hand.joints_px, rays[:, :2] / rays[:, 2:], atol=1e-3)  # a plain pinhole
+        assert "25 fps nominal, the source has no timestamps" in item.sample.source.notes
+
+
+def test_15_each_camera_has_its_own_intrinsics(items):
     assert len({item.sample.camera.K_px.tobytes() for item in items.values()}) == 8
+
+
+def test_16_one_hand_is_labelled_whatever_else_is_visible(items):
+    assert {len(item.sample.hands) for item in items.values()} == {1}
+
+
+def test_names_licence_and_split_are_recorded(fake, items):
     for (name, serial, f), item in items.items():
         s = next(s for s in fake.sequences if s.name == name)
         source = item.sample.source
         assert item.sample.key == f"dexycb/{s.subject}/{name}/{serial}/{f:06d}"
         assert source.name == f"{s.subject}/{name}/{serial}/color_{f:06d}.jpg"
         assert (source.split, source.group) == ("s0/train", f"dexycb/{s.subject}/{name}")
-        assert "25 fps nominal, the source has no timestamps" in source.notes
         assert "BY-NC" in source.licence
-        assert len(item.sample.hands) == 1
 
 
 def test_15_intrinsics_of_another_camera_are_noticed(copy):
@@ -479,6 +501,52 @@ def test_a_damaged_image_or_sequence_is_named(copy):
         _open(copy)
 
 
+SHAPES = {"joint_3d": (1, 21, 3), "pose_m": (1, 51), "seg": (480, 640)}
+
+
+def test_archives_are_read_as_numpy_reads_them(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {"joint_3d": rng.normal(size=(1, 21, 3)).astype(">f4"), "pose_m": rng.normal(size=(1, 51)),
+              "seg": np.asfortranarray(rng.integers(0, 255, (480, 640), np.uint8))}  # fmt: skip
+    for k, save in enumerate((np.savez, np.savez_compressed)):
+        save(tmp_path / f"{k}.npz", **arrays)
+        read = read_npz(tmp_path / f"{k}.npz", SHAPES)
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(read[name], array)
+    with zipfile.ZipFile(tmp_path / "1.npz", "a") as archive:
+        archive.comment = b"repacked"
+    np.testing.assert_array_equal(read_npz(tmp_path / "1.npz", SHAPES)["pose_m"], arrays["pose_m"])
+
+
+def test_no_damage_to_an_archive_goes_unseen(fake, tmp_path):
+    data, path = _labels(fake).read_bytes(), tmp_path / "labels.npz"
+    whole, messages = read_npz(_labels(fake), SHAPES), []
+    rng = np.random.default_rng(0)
+    for at in (*rng.integers(0, len(data), 150), *range(len(data) - 30, len(data))):
+        for broken in (data[:at], data[:at] + bytes([data[at] ^ 1 << rng.integers(8)]) + data[at + 1 :]):
+            path.write_bytes(broken)
+            try:
+                read = read_npz(path, SHAPES)
+            except (SourceError, UnsafeInput) as error:
+                messages.append(str(error))
+                continue
+            for name, array in whole.items():  # a flipped bit of a time or of a member that is not read
+                np.testing.assert_array_equal(read[name], array)
+    assert len(messages) > 200
+    assert all("labels.npz" in message for message in messages)
+
+
+def test_what_unpacks_to_more_than_it_says_is_refused(tmp_path):
+    path = tmp_path / "labels.npz"
+    np.savez_compressed(path, pose_m=np.zeros((1, 51)), padding=np.zeros(9_000_000))  # the larger one, 72 MB
+    with pytest.raises(UnsafeInput, match="padding unpacks to 72000128 bytes"):
+        read_npz(path, {"padding": (9_000_000,)})
+    data = path.read_bytes()
+    path.write_bytes(data.replace((72000128).to_bytes(4, "little"), (1000).to_bytes(4, "little")))
+    with pytest.raises(SourceError, match="padding is cut short, or unpacks to more than 1000 bytes"):
+        read_npz(path, {"padding": (9_000_000,)})
+
+
 class _Bomb:
     def __reduce__(self):
         return (eval, ("1/0",))
@@ -559,7 +627,12 @@ def test_the_command_converts_counts_failures_and_verifies(copy, tmp_path):
     with ShardReader(out / "shards" / "real-00000.tar") as shard:
         sample = shard.sample(0)
         assert shard.image_bytes(0) == (copy.root / sample.source.name).read_bytes()
-        assert sample.source.image_sha256 == hashlib.sha256(shard.image_bytes(0)).hexdigest()
+        digest = hashlib.sha256(shard.image_bytes(0)).hexdigest()
+        assert sample.source.image_sha256 == digest == shard.marker["image_sha256"][0]
+    columns = ["key", "image_sha256", "image_bytes", "sides", "width"]
+    first = pq.read_table(out / "manifest.parquet", columns=columns).slice(0, 1).to_pylist()[0]
+    size = (copy.root / sample.source.name).stat().st_size
+    assert tuple(first.values()) == (sample.key, digest, size, sample.hands[0].side, 640)
     assert len(plan(config, ("real",)).real_shards) == 3
 
 

@@ -25,6 +25,8 @@ from fake_oakink2 import (
 )
 from scipy.spatial.transform import Rotation
 
+from pam_aug.build.config import BuildConfig
+from pam_aug.build.run import run_build
 from pam_aug.config import resolve
 from pam_aug.converters.oakink2 import OakInk2
 from pam_aug.converters.oakink2_annotation import read_annotation
@@ -34,8 +36,10 @@ from pam_aug.converters.oakink2_tensors import load_tensor_pickle, to_array
 from pam_aug.errors import AssetMissing, ConfigError, SourceError, UnsafeInput
 from pam_aug.hand import load_open_hand
 from pam_aug.hand.joints import TIP_SETS
-from pam_aug.rollouts.scene import build_scene
+from pam_aug.rollouts.scene import LeftOut, build_scene
 from pam_aug.schema import sample_from_json, sample_to_json
+from pam_aug.shards.reader import read_marker
+from pam_aug.shards.writer import is_committed
 
 pytestmark = pytest.mark.filterwarnings("ignore:oakink2")
 
@@ -128,7 +132,56 @@ def test_world_joints_agree_between_the_four_views(tree):
     assert np.ptp(np.array(worlds), axis=0).max() <= 1e-6
 
 
-def test_y_up_world_is_kept(tree):
+def _at(source: OakInk2, name: str, frame: int):
+    serial = next(s for s, n in SERIALS.items() if n == name)
+    return source.item(_by_name(source)[serial, frame]).sample
+
+
+def test_01_extrinsics_go_from_world_to_camera(tree):
+    root, a, _ = tree
+    sample, E = _at(_open(root, sequences=[KEY_A]), "allocentric_top", 17), a.E["allocentric_top"][17]
+    np.testing.assert_allclose(sample.camera.T_world_cam @ E, np.eye(4), atol=1e-6)
+    assert np.abs(sample.camera.T_world_cam - E).max() > 0.1  # the other direction would have shown
+
+
+def test_02_quaternions_have_w_first(tree):
+    root, a, _ = tree
+    for hand in _at(_open(root, sequences=[KEY_A]), "allocentric_left", 25).hands:
+        quats = a.quats[hand.side[0] + "h"][25]
+        turns = Rotation.from_quat(np.roll(quats, -1, axis=1)).as_matrix()[1:]
+        np.testing.assert_allclose(Rotation.from_rotvec(hand.hand_pose.reshape(15, 3)).as_matrix(), turns, atol=1e-6)
+        assert np.abs(Rotation.from_quat(quats).as_matrix()[1:] - turns).max() > 0.1
+
+
+def test_03_tsl_is_the_wrist(tree):
+    root, a, _ = tree
+    sample = _at(_open(root, sequences=[KEY_A]), "allocentric_right", 37)
+    for hand in sample.hands:
+        wrist_world = sample.camera.T_world_cam.astype(float) @ [*hand.joints_cam_m[0], 1.0]
+        np.testing.assert_allclose(wrist_world[:3], a.tsl[hand.side[0] + "h"][37], atol=1e-6)
+        assert np.linalg.norm(hand.transl - hand.joints_cam_m[0]) > 0.02  # smplx's translation is another point
+
+
+def test_06_the_head_camera_moves_and_the_others_do_not(tree):
+    root, a, _ = tree
+    source = _open(root, sequences=[KEY_A])
+    for name in SERIALS.values():
+        first, later = (_at(source, name, f).camera.T_world_cam for f in (9, 45))
+        assert (np.abs(first - later).max() > 1e-3) == (name == "egocentric")
+        np.testing.assert_allclose(later, np.linalg.inv(a.E[name][45]), atol=1e-6)
+
+
+def test_13_intervals_are_the_text_of_python_tuples(tree):
+    programme = read_programme(tree[0] / "program", KEY_A)
+    assert [dict(p.intervals) for p in programme.primitives] == [
+        {"left": (9, 20)},
+        {"left": (17, 29), "right": (25, 37)},
+    ]
+    assert programme.active("left", 9)
+    assert not programme.active("left", 29)  # ends are left out
+
+
+def test_10_the_world_with_y_up_is_kept(tree):
     """Pitfall 10: no axis is swapped on the way; a point above another in the file's y is above it in ours."""
     root, a, _ = tree
     sample = _open(root, sequences=[KEY_A]).item(0).sample
@@ -137,7 +190,7 @@ def test_y_up_world_is_kept(tree):
     np.testing.assert_allclose(wrists["left"][1] - wrists["right"][1], a.tsl["lh"][9][1] - a.tsl["rh"][9][1], atol=1e-6)
 
 
-def test_parts_are_objects_with_poses_of_their_own(tree):
+def test_12_parts_are_objects_with_poses_of_their_own(tree):
     """Pitfall 12."""
     root, a, _ = tree
     source = _open(root, sequences=[KEY_A], meshes="repair")
@@ -165,7 +218,7 @@ def test_a_missing_mesh_is_named_when_it_is_drawn_only(tree, tmp_path):
 # ----------------------------------------------------------------------------------------------------------- the index
 
 
-def test_ids_are_neither_contiguous_nor_zero_based(tree):
+def test_04_ids_are_neither_contiguous_nor_zero_based(tree):
     """Pitfall 4: the image of frame 21 is absent; 49 and 57 are images whose frame is not annotated."""
     root, _, _ = tree
     source = _open(root, sequences=[KEY_A], cameras=["allocentric_top"])
@@ -173,13 +226,14 @@ def test_ids_are_neither_contiguous_nor_zero_based(tree):
     assert source.index.tracks[0].frame_ids.tolist() == frames
     for k, frame in enumerate(frames):
         if frame in (49, 57):
-            with pytest.raises(SourceError, match=rf"frame {frame} is not among the annotated"):
+            with pytest.raises(LeftOut, match=rf"frame {frame} is not among the annotated") as caught:
                 source.item(k)
+            assert caught.value.reason == "the frame is not annotated"
         else:
             assert source.item(k).sample.source.name == f"{KEY_A}/104422071041/{frame:06d}"
 
 
-def test_frame_lists_leave_out_what_is_not_annotated(tree, tmp_path, monkeypatch):
+def test_04_frame_lists_leave_out_what_is_not_annotated(tree, tmp_path, monkeypatch):
     """Pitfall 4, and what it costs: annotation files are read once, then again only where they changed."""
     from pam_aug.converters import oakink2_lists
 
@@ -208,7 +262,7 @@ def test_frame_lists_leave_out_what_is_not_annotated(tree, tmp_path, monkeypatch
         _open(root, frame_lists=str(table))
 
 
-def test_names_with_plus_signs_slashes_and_browser_escapes(tree):
+def test_08_names_with_plus_signs_slashes_and_browser_escapes(tree):
     """Pitfalls 7 and 8."""
     root, _, _ = tree
     token = KEY_B.replace("/", "++")
@@ -234,7 +288,7 @@ def test_items_are_the_same_in_any_order_and_process(tree):
         one.item(len(one))
 
 
-def test_missing_cameras_are_warned_about_and_counted(tree):
+def test_14_missing_cameras_are_warned_about_and_counted(tree):
     """Pitfall 14."""
     root, _, _ = tree
     with pytest.warns(UserWarning, match=r"oakink2: 1 sequences have no images of some cameras .*egocentric"):
@@ -310,7 +364,7 @@ def test_options_that_make_no_sense_are_named(tree):
 # ------------------------------------------------------------------------------------------------- images and programme
 
 
-def test_jpeg_bytes_are_copied_and_png_is_encoded_once(tree):
+def test_07_jpeg_bytes_are_copied_and_png_is_encoded_once(tree):
     """Pitfall 7."""
     root, _, _ = tree
     source = _open(root, sequences=[KEY_A])
@@ -350,7 +404,7 @@ def test_broken_images_are_named(tree, tmp_path):
         source.item(0)
 
 
-def test_idle_hands_and_text_come_from_the_programme(tree):
+def test_11_idle_hands_and_text_come_from_the_programme(tree):
     """Pitfalls 11 and 13; intervals leave their end out, and each hand has its own."""
     root, _, _ = tree
     source = _open(root, sequences=[KEY_A], cameras=["allocentric_top"])
@@ -406,11 +460,34 @@ def test_without_mano_hands_are_left_out_and_wrists_are_noted(tree, monkeypatch)
         np.testing.assert_allclose(got, E[:3, :3] @ a.tsl[side[0] + "h"][9] + E[:3, 3], atol=2e-6)
 
 
+# ---------------------------------------------------------------------------------------------------------- conversions
+
+
+def test_images_without_annotation_are_left_out_and_counted(tree, tmp_path):
+    root, out = tree[0], tmp_path / "out"
+    section = {"converter": "oakink2", "root": str(root), "mano_dir": str(root / "mano"), "sequences": [KEY_A]}
+    result = run_build(resolve(BuildConfig, {"source": section}), out, ("real",), workers=0)
+    assert (result.summary.real_images, result.summary.real_failed) == (40, 0)
+    assert "8 images left out: the frame is not annotated" in result.as_text()
+    marker = read_marker(out / "shards" / "real-00000.tar")
+    assert marker is not None
+    assert marker["counts"] == {"hands": 80, "left out: the frame is not annotated": 8, "samples": 40}
+
+
+def test_a_conversion_without_any_hand_label_says_so_and_ends_with_2(tree, tmp_path, monkeypatch):
+    monkeypatch.delenv("MANO_DIR", raising=False)
+    section = {"converter": "oakink2", "root": str(tree[0]), "sequences": [KEY_B]}
+    with pytest.raises(ConfigError, match=r"6 real images were converted and none has a hand label.*MANO") as caught:
+        run_build(resolve(BuildConfig, {"source": section}), tmp_path / "out", ("real",), workers=0)
+    assert caught.value.exit_code == 2
+    assert is_committed(tmp_path / "out" / "shards" / "real-00000.tar")
+
+
 # -------------------------------------------------------------------------------------------------------------- pickles
 
 
 @pytest.mark.parametrize("protocol", range(6))
-def test_tensors_of_every_kind_come_back_without_torch(tmp_path, protocol):
+def test_09_tensors_of_every_kind_come_back_without_torch(tmp_path, protocol):
     """Pitfall 9."""
     base = torch.arange(24, dtype=torch.float64).reshape(4, 6)
     tensors = [base, base[1:, ::2], base.T, torch.zeros(0, 3), torch.tensor(2.5), torch.ones(2, 2, requires_grad=True),
@@ -432,7 +509,7 @@ class Evil:
         return self.parts
 
 
-def test_hostile_pickles_are_refused_and_run_nothing(tree, tmp_path):
+def test_09_hostile_pickles_are_refused_and_run_nothing(tree, tmp_path):
     """Pitfall 9: in the file itself, in place of a storage, and in the pickle inside a storage."""
     root = _copy(tree[0], tmp_path)
     path = next((root / "anno_preview").glob("scene_01*"))
@@ -514,7 +591,7 @@ def test_a_bad_part_costs_its_frame_only(tree, tmp_path):
         assert [h.side for h in sample.hands] == [left]
         assert any(n.startswith("left out: ") and why in n for n in sample.source.notes)
         assert not any(str(tmp_path) in n for n in sample.source.notes)
-    with pytest.raises(SourceError, match=r"no hand can be used.*frame 29"):
+    with pytest.raises(LeftOut, match=r"no hand can be used.*frame 29"):
         source.item(number["104422071041", 29])
     with pytest.raises(SourceError, match="allocentric_top, frame 33, extrinsics: not a rigid"):
         source.item(number["104422071041", 33])
@@ -522,7 +599,7 @@ def test_a_bad_part_costs_its_frame_only(tree, tmp_path):
     assert len(source.item(number["104422071041", 41]).sample.hands) == 2
 
 
-def test_an_unknown_serial_is_refused(tree, tmp_path):
+def test_05_the_sequences_own_table_of_cameras_decides(tree, tmp_path):
     """Pitfall 5: the sequence's own table of cameras decides, not the usual one."""
     root = _copy(tree[0], tmp_path)
     annotation = annotation_of(tree[1], as_torch=True)
@@ -537,7 +614,7 @@ def test_an_unknown_serial_is_refused(tree, tmp_path):
         source.item(number["104422070088", 9])
 
 
-def test_a_sequence_is_read_once_and_forgotten(tree, monkeypatch):
+def test_15_a_sequence_is_read_once_and_forgotten(tree, monkeypatch):
     """Pitfall 15: annotation files are opened one by one, when an item needs them, never all at opening."""
     from pam_aug.converters import oakink2
 

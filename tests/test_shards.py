@@ -134,6 +134,23 @@ def test_png_image_and_empty_shard(tmp_path):
     assert len(empty.rows) == 0
 
 
+def test_a_shard_is_to_the_byte_what_the_standard_library_writes(tmp_path):
+    made = io.BytesIO()
+    with (
+        ShardWriter(tmp_path / "real-00000.tar", "real") as shard,
+        tarfile.open(fileobj=made, mode="w", format=tarfile.USTAR_FORMAT) as peer,
+    ):
+        for number in range(3):
+            sample, image = make_sample(number, hands=2), make_jpeg(number)
+            shard.add(sample, image)
+            for name, data in (("jpg", image), ("json", sample_to_json(sample))):
+                info = tarfile.TarInfo(f"{sample.key}.{name}")
+                info.size, info.mtime, info.mode = len(data), 0, 0o444
+                peer.addfile(info, io.BytesIO(data))
+    assert made.getvalue() == shard.path.read_bytes()
+    assert shard.marker["image_sha256"] == [hashlib.sha256(make_jpeg(n)).hexdigest() for n in range(3)]
+
+
 def test_long_keys_fit_a_plain_ustar_header(tmp_path):
     key = "/".join(["d" * 20, "s" * 20, "q" * 60, "c" * 13, "f" * 60]) + "@07"
     assert len(key) == 180

@@ -1,5 +1,6 @@
 """The end of a build: the mix, the tables, the card and the page, and what is said on the terminal."""
 
+from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +14,9 @@ from pam_aug.report.page import write_report
 from pam_aug.report.summary import Summary, summarise
 from pam_aug.shards.atomic import write_atomic
 from pam_aug.shards.card import dataset_card
-from pam_aug.shards.manifest import Mix, MixSource, collect_shards, write_manifest, write_mix
+from pam_aug.shards.manifest import Mix, MixShard, MixSource, collect_shards, write_manifest, write_mix
+from pam_aug.shards.reader import read_marker
+from pam_aug.shards.writer import LEFT_OUT
 
 __all__ = ["FAILURE_BUDGET", "Result", "finish"]
 
@@ -58,9 +61,12 @@ def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, .
     ratio = parse_ratio(config.mix.ratio)
     if not synthetic or not real:
         ratio = Fraction(int(bool(real)))
+    left_out = _left_out(out, real)
     if ratio > 0 and not sum(s.hands for s in real):
         raise ConfigError(
-            f"no hand of the real half has a label, so there is nothing to mix; the shards themselves are in {out}. "
+            f"nothing to train on: {sum(s.samples for s in real)} real images were converted and none has a hand "
+            f"label{''.join(f'; {note}' for note in left_out)}. The shards are whole and stay in {out}; there is no "
+            "mix of them. "
             + ("Use --ratio 0." if synthetic else "Where the labels need MANO, give its files to the converter."),
             path=str(out),
         )
@@ -78,7 +84,7 @@ def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, .
     write_atomic(out / "card.md", dataset_card(out.resolve().name, mix, out / "manifest.parquet").encode())
     summary = summarise(out)
     write_report(out)
-    result = Result(out, summary, (*notes, *summary.notes))
+    result = Result(out, summary, (*notes, *left_out, *summary.notes))
     if summary.failed_share > FAILURE_BUDGET:
         raise BudgetExceeded(
             f"{summary.failed} candidates and {summary.real_failed} real images failed, {summary.failed_share:.1%} of "
@@ -87,3 +93,12 @@ def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, .
             summary=summary.as_dict(),
         )
     return result
+
+
+def _left_out(out: Path, shards: tuple[MixShard, ...]) -> tuple[str, ...]:
+    """What the real shards' markers say was left out, by reason."""
+    counts: Counter[str] = Counter()
+    for shard in shards:
+        marker = read_marker(out / shard.path)
+        counts.update({n: c for n, c in (marker or {"counts": {}})["counts"].items() if n.startswith(LEFT_OUT)})
+    return tuple(f"{count} images {name}" for name, count in sorted(counts.items()))

@@ -15,14 +15,14 @@ from pam_aug.errors import BackendError, SchemaError, ShardDamaged, SourceError,
 from pam_aug.hand import HandAssets
 from pam_aug.render.conditions import Conditions, depth_png, seg_png
 from pam_aug.render.pieces import scene_conditions
-from pam_aug.rollouts.scene import Item, build_scene
+from pam_aug.rollouts.scene import Item, LeftOut, build_scene
 from pam_aug.schema import Candidate, Generation, Sample, Verdict, make_key
 from pam_aug.score import score_candidates, score_of
 from pam_aug.seeds import candidate_seed
 from pam_aug.select import select
 from pam_aug.shards.images import decode_image
 from pam_aug.shards.manifest import write_candidates
-from pam_aug.shards.writer import ShardWriter, shard_name
+from pam_aug.shards.writer import LEFT_OUT, ShardWriter, shard_name
 
 __all__ = ["Job", "MakeCandidates", "PackSynthetic", "WriteReal", "make_worker"]
 
@@ -119,10 +119,13 @@ class Worker:
                         extras = self._extras(
                             lambda number=number, item=item: self._real_conditions(number, item, hands)
                         )
-                        sample = _with_image_hash(item.sample, item.image)
-                        shard.add(sample, item.image, _suffix(item.image), extras)
+                        digest = item.image_sha256 or hashlib.sha256(item.image).hexdigest()
+                        sample = _with_image_hash(item.sample, digest)
+                        shard.add(sample, item.image, _suffix(item.image), extras, digest)
                     except AbsentHand:
                         pass
+                    except LeftOut as error:
+                        shard.count(f"{LEFT_OUT}{error.reason}")
                     except _PER_INPUT:
                         shard.count("failed")
         return shard.marker["counts"]
@@ -152,7 +155,7 @@ class Worker:
             return len(work.rows())
         try:
             rows = self._candidates(self._source.item(unit.index), work)
-        except AbsentHand:
+        except (AbsentHand, LeftOut):
             rows = []
         except _PER_INPUT as error:
             rows = self._failed_rows(unit.index, error)
@@ -245,10 +248,10 @@ class Worker:
         return replace(sample, key=row.key, synthetic=True, generation=generation, score=score_of(row))
 
 
-def _with_image_hash(sample: Sample, image: bytes) -> Sample:
+def _with_image_hash(sample: Sample, image_sha256: str) -> Sample:
     if sample.source.image_sha256:
         return sample
-    return replace(sample, source=replace(sample.source, image_sha256=hashlib.sha256(image).hexdigest()))
+    return replace(sample, source=replace(sample.source, image_sha256=image_sha256))
 
 
 def _suffix(image: bytes) -> Any:

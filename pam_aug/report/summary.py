@@ -100,10 +100,11 @@ def rejected_by_input(rows: list[Candidate]) -> dict[str, tuple[int, int]]:
 
 
 def _real_datasets(folder: Path) -> tuple[str, ...]:
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     table = pq.read_table(folder / "manifest.parquet", columns=["dataset", "synthetic"])
-    return tuple(sorted({row["dataset"] for row in table.to_pylist() if not row["synthetic"]}))
+    return tuple(sorted(table.filter(~pc.field("synthetic"))["dataset"].unique().to_pylist()))
 
 
 def _count(path: Path, name: str) -> int:

@@ -15,7 +15,18 @@ from pam_aug.errors import AssetMissing, SchemaError, SourceError
 from pam_aug.hand import HandAssets, HandLayer
 from pam_aug.schema import Sample
 
-__all__ = ["Converter", "HandMesh", "Item", "Mesh", "ObjectMesh", "Scene", "build_scene", "hand_vertices", "load_mesh"]
+__all__ = [
+    "Converter",
+    "HandMesh",
+    "Item",
+    "LeftOut",
+    "Mesh",
+    "ObjectMesh",
+    "Scene",
+    "build_scene",
+    "hand_vertices",
+    "load_mesh",
+]
 
 _MAX_MESH_BYTES = 256 << 20
 
@@ -64,18 +75,31 @@ class Scene:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Item:
-    """What a converter yields: a label, its image's bytes (b"" for a rollout) and the meshes that it names."""
+    """What a converter yields: a label, its image's bytes (b"" for a rollout) and the meshes that it names.
+
+    `image_sha256` is of `image`, in hexadecimal, where the converter has it at hand.
+    """
 
     sample: Sample
     image: bytes
     meshes: Mapping[str, Mesh]
+    image_sha256: str = ""
+
+
+class LeftOut(SourceError):
+    """An input that there is nothing to make of, and in which nothing is broken: counted by `reason`, not as failed."""
+
+    def __init__(self, message: str, *, reason: str, **data: Any) -> None:
+        super().__init__(message, reason=reason, **data)
+        self.reason = reason
 
 
 class Converter(Protocol):
     """A source of samples. `Options` is a frozen dataclass, read from the configuration's `source` section.
 
     Items are numbered 0 to len-1 in an order that depends on the options only, so that any worker can make any item.
-    `item` raises SourceError for one bad input; opening a source that cannot be used at all raises in the constructor.
+    `item` raises SourceError for one bad input, LeftOut for one that there is nothing to make of; opening a source that
+    cannot be used at all raises in the constructor.
     """
 
     name: ClassVar[str]

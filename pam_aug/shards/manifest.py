@@ -203,17 +203,22 @@ _MANIFEST_COLUMNS: dict[str, type] = {
 def _manifest_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
     with ShardReader(path) as reader:
+        hashes = (reader.marker or {}).get("image_sha256", [])  # markers of the first version do not have it
         for i in range(len(reader)):
-            sample, image = reader.sample(i), reader.image_bytes(i)
-            source, made, score = sample.source, sample.generation, sample.score
-            values = {
-                **{"key": sample.key, "shard": path.name, "index": i, "synthetic": sample.synthetic},
-                **{n: getattr(source, n) for n in ("dataset", "name", "split", "group", "licence")},
-                **{"image_sha256": hashlib.sha256(image).hexdigest(), "image_bytes": len(image)},
-                **{"width": sample.camera.width, "height": sample.camera.height, "hands": len(sample.hands)},
-                "sides": ",".join(h.side for h in sample.hands),
-                **{n: getattr(made, n) for n in ("generator", "input_key", "candidate", "seed")},
-                **{n: getattr(score, n) for n in ("estimator", "err_mm", "pa_err_mm", "err_2d", "mask_iou")},
-            }
+            try:
+                label = reader.label(i)
+                source, made, score = label["source"], label["generation"], label["score"]
+                size, hands = reader.image_size_bytes(i), label["hands"]
+                values = {
+                    **{"key": label["key"], "shard": path.name, "index": i, "synthetic": label["synthetic"]},
+                    **{n: source[n] for n in ("dataset", "name", "split", "group", "licence")},
+                    "image_sha256": hashes[i] if i < len(hashes) else hashlib.sha256(reader.image_bytes(i)).hexdigest(),
+                    **{"image_bytes": size, "width": label["camera"]["width"], "height": label["camera"]["height"]},
+                    **{"hands": len(hands), "sides": ",".join(hand["side"] for hand in hands)},
+                    **{n: made[n] for n in ("generator", "input_key", "candidate", "seed")},
+                    **{n: score[n] for n in ("estimator", "err_mm", "pa_err_mm", "err_2d", "mask_iou")},
+                }
+            except (KeyError, TypeError, orjson.JSONDecodeError) as error:
+                raise ShardDamaged(f"{path}: the label of sample {i} is not of the schema ({error})") from error
             rows.append(values)
     return rows

@@ -138,6 +138,14 @@ class ShardReader:
             raise ShardDamaged(f"{self.path}:{members.key}.json: its label says {sample.key!r}", path=str(self.path))
         return sample
 
+    def label(self, i: int) -> dict[str, Any]:
+        """The label of sample `i` as plain JSON, its form unchecked: ten times as fast as `sample`, for tables."""
+        members = self._samples[i]
+        tree = orjson.loads(self._member(members, "json"))
+        if not isinstance(tree, dict) or tree.get("key") != members.key:
+            raise ShardDamaged(f"{self.path}:{members.key}.json: is not that sample's label", path=str(self.path))
+        return tree
+
     def suffix(self, i: int) -> Suffix:
         """ "jpg" or "png": the format of image `i`."""
         return self._samples[i].suffix
@@ -145,6 +153,10 @@ class ShardReader:
     def image_bytes(self, i: int) -> bytes:
         """The image file of sample `i`, as it was written."""
         return self._member(self._samples[i], self._samples[i].suffix)
+
+    def image_size_bytes(self, i: int) -> int:
+        """The length of that file."""
+        return self._samples[i].spans[self._samples[i].suffix][1]
 
     def image(self, i: int) -> UInt8[np.ndarray, "H W 3"]:
         """The decoded RGB image of sample `i`."""

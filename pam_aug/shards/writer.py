@@ -26,11 +26,13 @@ from pam_aug.shards.atomic import create_temporary, fsync_folder, storage_errors
 from pam_aug.shards.images import Suffix, image_size
 from pam_aug.shards.index import INDEX_DTYPE, hand_rows, index_bytes
 
-__all__ = ["EXTRAS", "ShardKind", "ShardWriter", "index_path", "is_committed", "marker_path", "shard_name"]
+__all__ = ["EXTRAS", "LEFT_OUT", "ShardKind", "ShardWriter", "index_path", "is_committed", "marker_path", "shard_name"]
 
 ShardKind = Literal["real", "syn", "rejected", "mixed"]
 """What a shard may hold: real samples, synthetic ones ("syn", "rejected"), or both ("mixed")."""
 EXTRAS = ("depth.png", "seg.png")
+LEFT_OUT = "left out: "
+"""How a marker's counts name inputs that were left out; the reason follows."""
 _BLOCK, _RECORD = 512, 10240
 
 
@@ -73,6 +75,7 @@ class ShardWriter:
         self.marker: dict[str, Any] = {}
         self._counts: Counter[str] = Counter(samples=0, hands=0)
         self._keys: list[str] = []
+        self._image_sha256: list[str] = []
         self._known: set[str] = set()
         self._rows: list[np.ndarray] = []
         self._extras: tuple[str, ...] | None = None
@@ -97,9 +100,16 @@ class ShardWriter:
             self._discard()
 
     def add(
-        self, sample: Sample, image: bytes, suffix: Suffix = "jpg", extras: Mapping[str, bytes] | None = None
+        self,
+        sample: Sample,
+        image: bytes,
+        suffix: Suffix = "jpg",
+        extras: Mapping[str, bytes] | None = None,
+        image_sha256: str = "",
     ) -> None:
         """Appends a sample: its image's bytes as they are, its labels, and `extras` ("depth.png", "seg.png").
+
+        `image_sha256` is the hash of `image` in hexadecimal where the caller has it; else it is computed here.
 
         Raises SchemaError for a duplicate key, a sample of the other kind, an image that is not of the camera's size,
         or extras that the shard's other samples lack.
@@ -108,13 +118,14 @@ class ShardWriter:
         self._check(sample, image, suffix, extras)
         members = {suffix: image, "json": sample_to_json(sample), **{name: extras[name] for name in sorted(extras)}}
         headers = {name: _header(sample.key, name, len(data)) for name, data in members.items()}
-        ordinal = len(self._keys)
-        for name, data in members.items():
-            self._write(headers[name])
-            if name == suffix:
-                self._rows.append(hand_rows(sample, ordinal, image, suffix, self._offset))
-            self._write(data)
-            self._write(bytes(-len(data) % _BLOCK))
+        self._rows.append(hand_rows(sample, len(self._keys), image, suffix, self._offset + _BLOCK))
+        self._write(headers[suffix])
+        self._write(image)  # by itself: joining would copy it
+        rest = [bytes(-len(image) % _BLOCK)]
+        for name, data in list(members.items())[1:]:
+            rest += [headers[name], data, bytes(-len(data) % _BLOCK)]
+        self._write(b"".join(rest))
+        self._image_sha256.append(image_sha256 or hashlib.sha256(image).hexdigest())
         self._extras = tuple(sorted(extras))
         self._keys.append(sample.key)
         self._known.add(sample.key)
@@ -176,8 +187,10 @@ class ShardWriter:
             "counts": dict(sorted(self._counts.items())),
             "seconds": round(time.monotonic() - self._started, 3),
             "keys": self._keys,
+            "image_sha256": self._image_sha256,
         }
-        rows = np.concatenate(self._rows) if self._rows else np.zeros(0, INDEX_DTYPE)
+        # Joined as bytes: concatenate would work out the common type of structured rows pair by pair.
+        rows = np.frombuffer(b"".join(row.tobytes() for row in self._rows), INDEX_DTYPE)
         folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
         try:
             # Two writers of one name: the lock makes tar and marker one step, and a killed holder releases it.
@@ -202,6 +215,18 @@ class ShardWriter:
 
 
 def _header(key: str, name: str, size: int) -> bytes:
+    """The USTAR header of a member, byte for byte the standard library's, which takes ten times as long."""
+    path = f"{key}.{name}".encode("ascii", "strict")
+    if len(path) > _NAME_BYTES or size >= 8**11:
+        return _long_header(key, name, size)
+    size_field = b"%011o\0" % size
+    check = _TEMPLATE_SUM + sum(path) + sum(size_field)
+    parts = (path, bytes(_NAME_BYTES - len(path)), _TEMPLATE[100:124], size_field, _TEMPLATE[136:148])
+    return b"".join((*parts, b"%06o\0 " % check, _TEMPLATE[156:]))
+
+
+def _long_header(key: str, name: str, size: int) -> bytes:
+    """Also for names over 100 bytes, which USTAR cuts in two at a slash."""
     info = tarfile.TarInfo(f"{key}.{name}")
     info.size, info.mtime, info.mode, info.uid, info.gid = size, 0, 0o444, 0, 0
     try:
@@ -212,3 +237,9 @@ def _header(key: str, name: str, size: int) -> bytes:
             "155 bytes before and 100 behind it: shorten the key's parts",
             key=key,
         ) from error
+
+
+# A header's fields beside name (0 to 99), size (124 to 135) and checksum (148 to 155, summed as eight spaces).
+_NAME_BYTES = 100
+_TEMPLATE = _long_header("k", "n", 0)
+_TEMPLATE_SUM = sum(_TEMPLATE[100:124]) + sum(_TEMPLATE[136:148]) + 8 * ord(" ") + sum(_TEMPLATE[156:])
