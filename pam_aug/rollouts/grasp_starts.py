@@ -18,17 +18,21 @@ from pam_aug.rollouts.sim_object import SimObject
 
 __all__ = ["Start", "find_starts", "given_start", "open_angles", "thumb_closing"]
 
-_PAIRS: Final = 40
+_PAIRS: Final = 60
+_POSES: Final = 3  # of those in which the object rests, by chance: seeds differ, and a can's side counts once or twice
+_ROUNDS: Final = 3  # other pairs are drawn where these gave too few starts
 _TURNS: Final = 10
-_CONE: Final = np.cos(np.radians(20))  # well inside skin's friction cone
+_CONE: Final = np.cos(np.radians(25))  # well inside skin's friction cone
 _WIDTH_M: Final = (0.003, 0.105)
 _OPENING_RAD: Final = {"base": 0.32, "middle": 0.12, "end": 0.05}
-_TABLE_GAP_M: Final = 0.003
+_TABLE_GAP_M: Final = 0.002
 _CLEAR_M: Final = 0.0015
+_TIP_M: Final = 0.016
 _FROM_BELOW: Final = 0.3
 _FOREARM_M: Final = np.array([0.06, 0.12, 0.2])
 _FOREARM_RADIUS_M: Final = 0.03
 _FINGER_ROW_M: Final = 0.02
+_EASY_M: Final = 0.06  # wider things leave the digits less of their closing
 
 
 class Start(NamedTuple):
@@ -80,15 +84,17 @@ def find_starts(
 
     The same generator state gives the same starts.
     """
-    pairs = _opposed(thing, rng)
-    starts = [s for T_world_obj in poses for pair in pairs for s in _around(hand, thing, rng, T_world_obj, *pair)]
-    starts.sort(key=lambda s: -s.score)
     kept: list[Start] = []
-    for start in starts:
-        if all(_unlike(start, other) for other in kept) and _free_of_object(hand, thing, start):
-            kept.append(start)
-        if len(kept) == count:
-            break
+    for _ in range(_ROUNDS):
+        pairs = _opposed(thing, rng)
+        some = [poses[i] for i in rng.permutation(len(poses))[:_POSES]]
+        starts = [s for T_world_obj in some for pair in pairs for s in _around(hand, thing, rng, T_world_obj, *pair)]
+        starts.sort(key=lambda s: -s.score)
+        for start in starts:
+            if all(_unlike(start, other) for other in kept) and _free_of_object(hand, thing, start):
+                kept.append(start)
+            if len(kept) == count:
+                return kept
     return kept
 
 
@@ -132,9 +138,7 @@ def _opposed(thing: SimObject, rng: np.random.Generator) -> list[tuple[np.ndarra
     # Near the centre of mass a lifted object does not swing; chance keeps the seeds from all doing the same.
     middle = 0.5 * (points[first] + points[second])
     off = np.linalg.norm(np.cross(middle - thing.centre_m, line[first, second]), axis=1)
-    value = (
-        facing[first, second] - 4.0 * off - 1.5 * np.abs(width[first, second] - 0.04) + rng.gumbel(0, 0.07, len(off))
-    )
+    value = facing[first, second] - 2.5 * off - 1.5 * np.abs(width[first, second] - 0.04) + rng.gumbel(0, 0.1, len(off))
     pairs: list[tuple[np.ndarray, np.ndarray, float]] = []
     taken = np.zeros((0, 3))
     for i in np.argsort(-value):
@@ -171,7 +175,10 @@ def _around(
     ours = np.stack([shape.closing, shape.approach, np.cross(shape.closing, shape.approach)], axis=1)
     R = theirs @ ours.T
     place = middle - R @ shape.middle_m
-    off_table = (approach[:, 2] < _FROM_BELOW) & (_lowest(hand, shape, R, place) > _TABLE_GAP_M)
+    # What lies flat is taken nearer to the fingertips than their pads: the hand stays up as much as the table asks.
+    short = _TABLE_GAP_M - _lowest(hand, shape, R, place)
+    place = place + np.clip(short, 0.0, _TIP_M)[:, None] * np.array([0.0, 0.0, 1.0])
+    off_table = (approach[:, 2] < _FROM_BELOW) & (short <= _TIP_M)
     centre = T_world_obj[:3, :3] @ thing.centre_m + T_world_obj[:3, 3]
     torque = float(np.linalg.norm(np.cross(centre - middle, closing[0])))
     found: list[Start] = []
@@ -179,7 +186,14 @@ def _around(
         T = np.eye(4)
         T[:3, :3], T[:3, 3] = R[i], place[i]
         row = np.cross(closing[i], approach[i])
-        score = squarely + 0.5 * shape.quality - 5.0 * torque + float(chance[i])
+        score = (
+            squarely
+            + 0.5 * shape.quality
+            - 4.0 * torque
+            - 3.0 * max(0.0, width - _EASY_M)
+            + float(chance[i])
+            - 10.0 * max(0.0, float(short[i]))
+        )
         score += 0.25 * _fingers_find(thing, T_world_obj, middle + 0.5 * width * closing[i], row)
         found.append(
             Start(T_world_obj, T, approach[i], _shapes(hand, shape.key).open_rad, shape.angles_rad, width, score)

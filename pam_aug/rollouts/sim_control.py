@@ -33,7 +33,7 @@ _FINGER_SPEED: Final = (1.1, 0.0, 0.9, 0.5)  # rad/s of base, spread, middle and
 _THUMB_SPEED: Final = 1.1
 _BEYOND_RAD: Final = 0.7  # how far past the shape that should touch a digit closes in search of the object
 _GRIP_SHARE: Final = 2.5  # of the object's weight, on each side
-_GRIP_N: Final = (5.0, 28.0)
+_GRIP_N: Final = (5.0, 40.0)
 _FINGER_ARM_M: Final = (0.07, 0.0, 0.042, 0.018)
 _PUSHED_M: Final = 0.05
 
@@ -50,7 +50,8 @@ class Failed(Exception):
 class Motion:
     """What was recorded, a row per frame at `FPS`: hinge angles, wrist, object, and the force on each digit and palm.
 
-    `force_n` (T,6) is the sum of normal forces between thumb to little finger, then palm, and the object, newtons.
+    `force_n` (T,6) is the sum of normal forces between thumb to little finger, then palm, and the object, newtons;
+    `set_down_off_m` how far from its target the object stands in the end.
     """
 
     angles_rad: list[np.ndarray] = field(default_factory=list)
@@ -58,6 +59,7 @@ class Motion:
     T_world_obj: list[np.ndarray] = field(default_factory=list)
     force_n: list[np.ndarray] = field(default_factory=list)
     phase: list[str] = field(default_factory=list)
+    set_down_off_m: float = 0.0
 
 
 def settle(world: World, T_world_obj: Float[np.ndarray, "4 4"], seconds: float = 0.6) -> Float[np.ndarray, "4 4"]:
@@ -90,6 +92,8 @@ def carry_out(
     run.lift()
     run.bring(T_world_target)
     run.leave()
+    off = run.motion.T_world_obj[-1][:3, 3] - T_world_target[:3, 3]
+    run.motion.set_down_off_m = float(np.linalg.norm(off))
     return run.motion
 
 
@@ -195,6 +199,8 @@ class _Run:
         for share in _ticks(_TIMES_S["carry"]):
             self._move(begin, end, share)
             self._step()
+            if self._rise() < 0.5 * LIFTED_M:
+                raise Failed("dropped", "the object fell while it was carried")
         self.phase = "lower"
         begin = self._mocap()
         end = begin.copy()

@@ -13,10 +13,10 @@ from pam_aug.rollouts.grasp import Surface, surface_of
 
 __all__ = ["RestPose", "SimObject", "make_sim_object"]
 
-DENSITY: Final = 500.0
-"""kg/m3 of the parts: between a full can (900) and a half-empty box (250)."""
+DENSITY: Final = 400.0
+"""kg/m3 of the parts: between a full can (900) and a box of cereals (200)."""
 
-_MASS_KG: Final = (0.01, 1.5)
+_MASS_KG: Final = (0.01, 1.0)
 _POINTS: Final = 2400
 _MIN_TILT_RAD: Final = 0.08  # a pose that a smaller tilt upsets is none that an object is found in
 _SAME_POSE: Final = np.cos(np.radians(20))

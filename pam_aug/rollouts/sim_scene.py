@@ -23,7 +23,7 @@ _FRICTION: Final = "1.0 0.008 0.0002"
 _TABLE_FRICTION: Final = "0.6 0.005 0.0002"
 # Per hinge from base to tip: stiffness N m/rad and the most a muscle gives, N m.
 _STIFFNESS: Final = {"thumb": (6.0, 6.0, 6.0, 4.0, 2.5), "finger": (5.0, 5.0, 3.0, 1.6)}
-_STRENGTH: Final = {"thumb": (2.2, 2.2, 2.2, 1.5, 1.0), "finger": (2.0, 2.0, 1.2, 0.6)}
+_STRENGTH: Final = {"thumb": (3.5, 3.5, 3.5, 2.5, 1.5), "finger": (2.5, 2.5, 1.6, 0.8)}
 _PALM_KG, _LINK_KG = 0.45, 0.025
 
 # Collision classes: hand 1, object 2, table 4, thumb against fingers 8.

@@ -196,6 +196,7 @@ def to_archive(ready: Prepared, rollout: Rollout, object_mesh: str, scale: float
 
 def _provenance(ready: Prepared, rollout: Rollout) -> dict[str, Any]:
     phases = rollout.motion.phase if rollout.motion else []
+    off_mm = 1e3 * rollout.motion.set_down_off_m if rollout.motion else -1.0
     return {
         "simulator": f"MuJoCo {_version()}",
         "policy": "opposed grasp, lift, carry, set down",
@@ -205,6 +206,7 @@ def _provenance(ready: Prepared, rollout: Rollout) -> dict[str, Any]:
         "parts": len(ready.thing.parts),
         "attempts": [a.reason or "success" for a in rollout.attempts],
         "grasp_width_mm": round(rollout.attempts[-1].width_mm, 3) if rollout.attempts else -1.0,
+        "set_down_off_mm": round(off_mm, 3),
         "phase_first_frame": {name: phases.index(name) for name in dict.fromkeys(phases)},
     }
 
