@@ -233,6 +233,39 @@ def train(
     run(_recipes().load_recipe(recipe), out, overrides=set_ or [])
 
 
+@app.command("eval")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A build's or conversion's folder, or a folder of shards.")],
+    estimator: Annotated[str, typer.Option(help="Who is evaluated; its options go through --set NAME=VALUE.")] = (
+        "simplehand"
+    ),
+    predictions: Annotated[Path | None, typer.Option(help="A result file that is evaluated instead.")] = None,
+    form: Annotated[str, typer.Option("--format", help="Its form: freihand (.json) or dexycb.")] = "",
+    part: Annotated[str, typer.Option(help="all, real or synthetic shards.")] = "all",
+    root: Annotated[int, typer.Option(help="Root joint of unaligned errors: 0 the wrist, 9 the middle base.")] = 0,
+    alignment: Annotated[str, typer.Option(help="proper, or freihand, which allows reflections.")] = "proper",
+    limit: Annotated[int, typer.Option(help="The first hands only; -1 takes all.")] = -1,
+    mano_dir: Annotated[Path | None, typer.Option(help="MANO files, where labels were made with MANO.")] = None,
+    freihand: Annotated[Path | None, typer.Option(help="Write FreiHAND's pred.json here.")] = None,
+    dexycb: Annotated[Path | None, typer.Option(help="Write DexYCB's result file here.")] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Pose errors of an estimator, or of a result file, against shards' labels, per side, object and occlusion."""
+    from pam_aug import registry
+    from pam_aug.build.config import open_backend
+    from pam_aug.config import resolve, to_dict
+    from pam_aug.evaluate import evaluation as pose
+
+    options = pose.EvaluationOptions(part, limit, root, alignment, mano_dir, freihand, dexycb)
+    if predictions is not None:
+        result = pose.evaluate_predictions(folder, predictions, form, options)
+    else:
+        given = to_dict(resolve(registry.load("estimators", estimator).Options, {}, set_ or [], where="--set"))
+        result = pose.evaluate_estimator(folder, open_backend("estimators", estimator, given, "--set"), options)
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+
+
 @export_app.command("simplehand")
 def export_simplehand(
     folder: Annotated[Path, typer.Argument(help="The output folder of a build.")],
