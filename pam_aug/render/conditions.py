@@ -10,12 +10,29 @@ from jaxtyping import Float, Int, UInt8
 from pam_aug.errors import SchemaError
 from pam_aug.render.rasterizer import Raster, rasterize
 
-# Base colours (RGB) of PAM's DexYCB drawing, one row per finger; joint and limb colours add 35 per step to the tip.
-_FINGER_RGB = np.array([(139, 53, 255), (0, 56, 255), (43, 140, 237), (37, 168, 36), (147, 147, 0), (70, 17, 145)])
 _STEP = 35
 _DISC_RADIUS_PX = 3
-_LIMB_HALF_WIDTH_PX = (6, 3)  # thumb, other fingers
 _LIMB_LENGTH_PX = (5.0, 150.0)  # limbs outside this open range are not drawn
+
+
+class KeypointLook(NamedTuple):
+    """How a hand's skeleton is drawn: base colours (RGB, a row per finger; joints and limbs add 35 per step towards the
+    tip), the limbs' half widths for the thumb and the other fingers, and whether a sum above 255 wraps or stays there.
+    The tip discs take the next finger's row, so there are six."""
+
+    rgb: tuple[tuple[int, int, int], ...]
+    half_width_px: tuple[int, int]
+    wraps: bool
+
+
+_PAM_RGB = ((139, 53, 255), (0, 56, 255), (43, 140, 237), (37, 168, 36), (147, 147, 0), (70, 17, 145))
+DEXYCB_KEYPOINTS = KeypointLook(_PAM_RGB, (6, 3), wraps=False)
+"""PAM's drawing for DexYCB, both sides."""
+OAKINK2_LEFT_KEYPOINTS = KeypointLook(_PAM_RGB, (4, 2), wraps=True)
+OAKINK2_RIGHT_KEYPOINTS = KeypointLook(
+    ((255, 0, 0), (255, 85, 85), (255, 170, 170), (255, 255, 255), (200, 200, 200), (150, 150, 150)), (4, 2), wraps=True
+)
+"""PAM's drawings for OAKINK2; its colours wrap at 256, and its weights have seen them so."""
 
 
 class Part(NamedTuple):
@@ -69,19 +86,22 @@ def render_conditions(
 
 
 def draw_keypoints(
-    hands: Sequence[tuple[Float[np.ndarray, "21 2"], Float[np.ndarray, "21"]]], width: int, height: int
+    hands: Sequence[tuple[Float[np.ndarray, "21 2"], Float[np.ndarray, "21"]]],
+    width: int,
+    height: int,
+    looks: Sequence[KeypointLook] | None = None,
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Hand skeletons on black in the look that PAM's appearance model was trained on for DexYCB (RGB).
+    """Hand skeletons on black in the looks that PAM's models were trained on (RGB), one of `looks` per hand.
 
-    Discs of radius 3 at the joints, then an elliptic limb per bone, 12 px wide for the thumb and 6 px for the
-    others; limbs run from the wrist to the little finger's tip, or backwards where the wrist is nearer than that
-    tip. A farther hand is drawn below a nearer one.
+    Discs of radius 3 at the joints, then an elliptic limb per bone; limbs run from the wrist to the little finger's
+    tip, or backwards where the wrist is nearer than that tip. A farther hand is drawn below a nearer one.
     """
     canvas = np.zeros((height, width, 3), np.uint8)
-    for joints_px, depth_m in sorted(hands, key=lambda hand: -float(np.mean(hand[1]))):
+    drawn = list(zip(hands, looks or [DEXYCB_KEYPOINTS] * len(hands), strict=True))
+    for (joints_px, depth_m), look in sorted(drawn, key=lambda pair: -float(np.mean(pair[0][1]))):
         xy = np.rint(np.asarray(joints_px, np.float64)).clip(-32000, 32000).astype(int)  # OpenCV takes 16 bits safely
         for j in range(21):
-            cv2.circle(canvas, (int(xy[j, 0]), int(xy[j, 1])), _DISC_RADIUS_PX, _colour(j), -1)
+            cv2.circle(canvas, (int(xy[j, 0]), int(xy[j, 1])), _DISC_RADIUS_PX, _colour(j, look), -1)
         order = range(20) if depth_m[0] >= depth_m[20] else reversed(range(20))
         for limb in order:
             start = xy[0 if limb % 4 == 0 else limb]
@@ -90,17 +110,18 @@ def draw_keypoints(
             if not _LIMB_LENGTH_PX[0] < length < _LIMB_LENGTH_PX[1]:
                 continue
             middle = (start + xy[limb + 1]) / 2.0
-            half_width = _LIMB_HALF_WIDTH_PX[0 if limb < 4 else 1]
+            half_width = look.half_width_px[0 if limb < 4 else 1]
             angle = int(np.degrees(np.arctan2(delta[1], delta[0])))
             outline = cv2.ellipse2Poly(
                 (int(middle[0]), int(middle[1])), (int(length / 2), half_width), angle, 0, 360, 1
             )
-            cv2.fillConvexPoly(canvas, np.asarray(outline, np.int32), _colour(limb))
+            cv2.fillConvexPoly(canvas, np.asarray(outline, np.int32), _colour(limb, look))
     return canvas
 
 
-def _colour(index: int) -> tuple[int, int, int]:
-    r, g, b = np.minimum(_FINGER_RGB[index // 4] + _STEP * (index % 4), 255).tolist()
+def _colour(index: int, look: KeypointLook) -> tuple[int, int, int]:
+    sums = np.array(look.rgb[index // 4]) + _STEP * (index % 4)
+    r, g, b = (sums % 256 if look.wraps else np.minimum(sums, 255)).tolist()
     return r, g, b
 
 

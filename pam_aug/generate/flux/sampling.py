@@ -1,0 +1,112 @@
+"""Sampling of FLUX under the control pair: the times, a candidate's noise, Euler steps over a batch."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from jaxtyping import Float
+from torch import Tensor
+
+from pam_aug.generate.flux.controlnet import ControlPair, pack_tokens, token_ids
+
+__all__ = ["MU_RULES", "Prompt", "candidate_noise", "denoise", "schedule_times", "shift_mu"]
+
+MU_RULES = ("official", "token_count")
+_MU_LINE = ((256, 0.5), (4096, 1.15))  # (sequence length, μ): FLUX's own two points
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prompt:
+    """A prompt as FLUX reads it: T5's states `text` (1,s,e) and CLIP's pooled state `pooled` (1,p)."""
+
+    text: Tensor
+    pooled: Tensor
+
+
+def shift_mu(width: int, height: int, rule: str = "official") -> float:
+    """How far the schedule is shifted towards noise at an image size.
+
+    "official" is what PAM's code computes, from the number of latent cells divided by 256, which is hardly a sequence
+    length: 0.459714 at 640×480. "token_count" is FLUX's own meaning: 0.65979 there.
+    """
+    cells = (width // 8) * (height // 8)
+    length = cells // 256 if rule == "official" else cells // 4
+    (x0, y0), (x1, y1) = _MU_LINE
+    return y0 + (length - x0) * (y1 - y0) / (x1 - x0)
+
+
+def schedule_times(steps: int, mu: float) -> list[float]:
+    """The steps + 1 times from 1 to 0, shifted: e^μ / (e^μ + 1/t - 1)."""
+    line = torch.linspace(1.0, 0.0, steps + 1, dtype=torch.float64).tolist()
+    return [math.exp(mu) / (math.exp(mu) + 1.0 / t - 1.0) if t > 0 else 0.0 for t in line]
+
+
+def candidate_noise(seeds: Sequence[int], width: int, height: int, channels: int = 16) -> Float[Tensor, "n c h w"]:
+    """Starting noise, float32, one generator per seed and always drawn on the CPU: a candidate's noise depends on
+    neither the device nor on what shares its batch."""
+    shape = (1, channels, 2 * math.ceil(height / 16), 2 * math.ceil(width / 16))
+    return torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.inference_mode()
+def denoise(
+    transformer: FluxTransformer2DModel,
+    control: ControlPair,
+    noise: Float[Tensor, "n c h w"],
+    hints: tuple[Tensor, Tensor],
+    prompt: Prompt,
+    times: Sequence[float],
+    guidance: float = 4.0,
+    weights: Sequence[float] = (1.0, 1.0),
+) -> Float[Tensor, "n t k"]:
+    """Packed latents of a batch of candidates of one input, float32.
+
+    `hints` are the pair's, for the one input. The state is float32 throughout; only the networks' inputs are cast to
+    their own type. No classifier-free guidance: FLUX.1-dev has its guidance as an input.
+    """
+    device, dtype = transformer.device, transformer.dtype
+    x = pack_tokens(noise).to(device)
+    n = len(x)
+    text, pooled = prompt.text.expand(n, -1, -1), prompt.pooled.expand(n, -1)
+    text_ids = text.shape[1]
+    ids = token_ids(text_ids, noise.shape[2] // 2, noise.shape[3] // 2).to(device)
+    strength = torch.full((n,), guidance, device=device)
+    with _exact_time(transformer) as exact:
+        for now, then in pairwise(times):
+            exact[0] = time = torch.full((n,), now, device=device)
+            tokens = x.to(dtype)
+            residuals = control(tokens, hints, text, pooled, time, strength, ids, weights)
+            velocity = transformer(
+                hidden_states=tokens,
+                encoder_hidden_states=text,
+                pooled_projections=pooled,
+                timestep=time,
+                guidance=strength,
+                txt_ids=ids[:text_ids],
+                img_ids=ids[text_ids:],
+                controlnet_block_samples=residuals,
+                controlnet_blocks_repeat=True,
+                return_dict=False,
+            )[0]
+            x = x + (then - now) * velocity.float()
+    return x
+
+
+@contextmanager
+def _exact_time(transformer: FluxTransformer2DModel) -> Iterator[list[Tensor]]:
+    """Hand the transformer's embedder the time itself: diffusers rounds it to the weights' type first, which in
+    bfloat16 moves it by up to two thousandths; PAM's code computes in float32."""
+    held = [torch.zeros(0)]
+
+    def replace(_: object, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (1000 * held[0], *arguments[1:])
+
+    handle = transformer.time_text_embed.register_forward_pre_hook(replace)
+    try:
+        yield held
+    finally:
+        handle.remove()

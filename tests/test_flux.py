@@ -1,0 +1,338 @@
+"""FLUX under PAM's control pair: names, sizes, schedule, exactness of batches and of zero control."""
+
+import dataclasses
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+
+from fake_flux import TRANSFORMER, VAE, tiny_control, tiny_transformer, write_flux
+
+from pam_aug.errors import BackendError, ConfigError, SchemaError, UnsafeInput
+from pam_aug.generate.flux import generator as flux_generator
+from pam_aug.generate.flux.checkpoint import load_control, original_state, published_entries, save_control
+from pam_aug.generate.flux.controlnet import ControlPair, pack_tokens, token_ids, unpack_tokens
+from pam_aug.generate.flux.generator import FluxGenerator, FluxOptions
+from pam_aug.generate.flux.models import DEV_TRANSFORMER, load_transformer, load_vae, missing_files
+from pam_aug.generate.flux.names import to_diffusers, to_original
+from pam_aug.generate.flux.sampling import Prompt, candidate_noise, denoise, schedule_times, shift_mu
+from pam_aug.registry import load
+from pam_aug.rollouts.scene import build_scene
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return write_flux(tmp_path_factory.mktemp("flux"))
+
+
+@pytest.fixture(scope="module")
+def options(files):
+    base, control = files
+    return FluxOptions(
+        base=str(base), control=str(control), width=64, height=48, steps=3, dtype="float32", device="cpu", batch=6
+    )
+
+
+@pytest.fixture(scope="module")
+def scene():
+    converter = load("converters", "demo-rollouts")
+    source = converter(converter.Options(count=1, size=[80, 60], grasp_share=1.0))
+    return build_scene(source.item(0), source.hand_assets())
+
+
+def test_the_checkpoint_has_the_published_entries():
+    from diffusers import FluxTransformer2DModel
+
+    with torch.device("meta"):
+        config = FluxTransformer2DModel(**DEV_TRANSFORMER).config
+    entries = published_entries(config)
+    assert len(entries) == 172
+    assert sum(value.numel() for value in entries.values()) == 1_487_615_424
+    shapes = {name: tuple(value.shape) for name, value in entries.items()}
+    for net in ("controlnet1", "controlnet2"):
+        assert shapes[f"{net}.input_hint_block.0.weight"] == (16, 6, 3, 3)
+        assert shapes[f"{net}.input_hint_block.14.bias"] == (16,)
+        assert shapes[f"{net}.double_blocks.1.txt_attn.qkv.weight"] == (9216, 3072)
+        assert shapes[f"{net}.double_blocks.0.img_attn.norm.query_norm.scale"] == (128,)
+        assert shapes[f"{net}.double_blocks.0.img_mod.lin.weight"] == (18432, 3072)
+        assert shapes[f"{net}.txt_in.weight"] == (3072, 4096)
+        assert shapes[f"{net}.pos_embed_input.weight"] == (3072, 64)
+
+
+def test_the_base_models_names_go_both_ways():
+    with torch.device("meta"):
+        from diffusers import FluxTransformer2DModel
+
+        full = FluxTransformer2DModel(**DEV_TRANSFORMER).state_dict()
+    original = to_original(full)
+    assert len(original) == 780  # the released flux1-dev file's
+    assert tuple(original["single_blocks.37.linear1.weight"].shape) == (21504, 3072)
+    assert tuple(original["final_layer.adaLN_modulation.1.weight"].shape) == (6144, 3072)
+    assert {name: v.shape for name, v in to_diffusers(original).items()} == {name: v.shape for name, v in full.items()}
+    state = tiny_transformer().state_dict()
+    back = to_diffusers(to_original(state))
+    assert all(torch.equal(back[name], value) for name, value in state.items())
+    half = len(state["norm_out.linear.bias"]) // 2  # shift before scale there, scale before shift here
+    assert torch.equal(
+        to_original(state)["final_layer.adaLN_modulation.1.bias"][:half], state["norm_out.linear.bias"][half:]
+    )
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("suffix", [".bin", ".safetensors"])
+def test_a_checkpoint_round_trips(tmp_path, prefix, suffix):
+    pair = tiny_control(tiny_transformer())
+    path = tmp_path / f"controlnet{suffix}"
+    save_control(pair, path)
+    if prefix and suffix == ".bin":
+        torch.save({prefix + name: value for name, value in original_state(pair).items()}, path)
+    again = load_control(path, pair.config, torch.float32)
+    assert all(torch.equal(value, pair.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_wrong_checkpoints_are_refused(tmp_path, files):
+    config = tiny_transformer().config
+    state = original_state(tiny_control(tiny_transformer()))
+    path = tmp_path / "controlnet.bin"
+    torch.save({name: value for name, value in state.items() if "txt_in" not in name}, path)
+    with pytest.raises(SchemaError, match=r"4 entries differ:\s+- controlnet1\.txt_in\.weight is missing"):
+        load_control(path, config)
+    torch.save({**state, "controlnet1.img_in.bias": torch.full((32,), float("nan"))}, path)
+    with pytest.raises(SchemaError, match=r"controlnet1\.x_embedder\.bias is not finite"):
+        load_control(path, config)
+    torch.save({**state, "extra": print}, path)
+    with pytest.raises(UnsafeInput):
+        load_control(path, config)
+    path.write_bytes(files[1].read_bytes()[:5000])
+    with pytest.raises(SchemaError, match="torch archive"):
+        load_control(path, config)
+
+
+def test_the_schedule_is_pams_by_default():
+    assert shift_mu(640, 480) == pytest.approx(0.459714, abs=1e-6)
+    assert shift_mu(720, 480) == pytest.approx(0.460221, abs=1e-6)
+    assert shift_mu(640, 480, "token_count") == pytest.approx(0.65979, abs=1e-5)
+    times = schedule_times(28, shift_mu(640, 480))
+    golden = [1.0, 0.97715, 0.95368, 0.92956, 0.90478, 0.87929, 0.85308, 0.82611, 0.79835, 0.76975, 0.74029,
+              0.70993, 0.67861, 0.64630, 0.61295, 0.57850, 0.54290, 0.50610, 0.46803, 0.42862, 0.38780, 0.34550,
+              0.30163, 0.25610, 0.20882, 0.15969, 0.10859, 0.05540, 0.0]  # fmt: skip
+    assert times == pytest.approx(golden, abs=6e-6)
+
+
+def test_tokens_are_packed_channel_row_column():
+    maps = torch.arange(2 * 4 * 6.0).view(1, 2, 4, 6)
+    tokens = pack_tokens(maps)
+    assert tokens[0, 1].tolist() == [2, 3, 8, 9, 26, 27, 32, 33]
+    assert torch.equal(unpack_tokens(tokens, 4, 6), maps)
+    ids = token_ids(2, 2, 3)
+    assert ids.tolist() == [[0, 0, 0]] * 2 + [[0, 0, 0], [0, 0, 1], [0, 0, 2], [0, 1, 0], [0, 1, 1], [0, 1, 2]]
+
+
+def _denoised(pair, seeds, conditions=None, guidance=4.0):
+    transformer = tiny_transformer()
+    g = torch.Generator().manual_seed(5)
+    prompt = Prompt(torch.randn(1, 7, 24, generator=g), torch.randn(1, 20, generator=g))
+    if conditions is None:
+        conditions = torch.rand(1, 12, 48, 64, generator=g) * 2 - 1
+    with torch.inference_mode():
+        hints = pair.hints(conditions)
+    noise = candidate_noise(seeds, 64, 48)
+    return denoise(transformer, pair, noise, hints, prompt, schedule_times(4, 0.46), guidance)
+
+
+def test_residuals_alternate_over_the_blocks():
+    """With one block's residual at zero, every second block of the transformer gets nothing."""
+    pair = tiny_control(tiny_transformer())
+    transformer = tiny_transformer()
+    seen = []
+    for i, block in enumerate(transformer.transformer_blocks):
+        block.register_forward_hook(
+            lambda m, a, k, out, i=i: seen.append((i, k["hidden_states"], out[1])), with_kwargs=True
+        )
+    g = torch.Generator().manual_seed(5)
+    with torch.inference_mode():
+        hints = pair.hints(torch.rand(1, 12, 48, 64, generator=g))
+        x = pack_tokens(candidate_noise([3], 64, 48))
+        ids = token_ids(7, 3, 4)
+        text, pooled = torch.randn(1, 7, 24, generator=g), torch.randn(1, 20, generator=g)
+        one = torch.ones(1)
+        residuals = pair(x, hints, text, pooled, one, 4 * one, ids)
+        transformer(
+            hidden_states=x, encoder_hidden_states=text, pooled_projections=pooled, timestep=one, guidance=4 * one,
+            txt_ids=ids[:7], img_ids=ids[7:], controlnet_block_samples=residuals, controlnet_blocks_repeat=True,
+        )  # fmt: skip
+    assert len(residuals) == 2
+    for i in (0, 1):
+        assert torch.allclose(seen[i + 1][1] - seen[i][2], residuals[i], atol=1e-5)
+
+
+def test_zero_control_leaves_the_base_models_output_bit_equal():
+    zero = tiny_control(tiny_transformer(), zero=True)
+    g = torch.Generator().manual_seed(5)
+    prompt = Prompt(torch.randn(1, 7, 24, generator=g), torch.randn(1, 20, generator=g))
+    transformer = tiny_transformer()
+    times = schedule_times(4, 0.46)
+    x = pack_tokens(candidate_noise([1, 2], 64, 48))
+    ids = token_ids(7, 3, 4)
+    with torch.inference_mode():
+        for now, then in pairwise(times):
+            v = transformer(
+                hidden_states=x, encoder_hidden_states=prompt.text.expand(2, -1, -1),
+                pooled_projections=prompt.pooled.expand(2, -1), timestep=torch.full((2,), now),
+                guidance=torch.full((2,), 4.0), txt_ids=ids[:7], img_ids=ids[7:], return_dict=False,
+            )[0]  # fmt: skip
+            x = x + (then - now) * v
+    assert torch.equal(_denoised(zero, [1, 2]), x)
+    assert not torch.allclose(_denoised(tiny_control(tiny_transformer()), [1, 2]), x, atol=1e-3)
+
+
+def test_batches_of_any_size_give_the_same_candidates():
+    pair = tiny_control(tiny_transformer())
+    seeds = list(range(100, 130))
+    whole = _denoised(pair, seeds)
+    fives = torch.cat([_denoised(pair, seeds[i : i + 5]) for i in range(0, 30, 5)])
+    ones = torch.cat([_denoised(pair, seeds[i : i + 1]) for i in range(0, 30, 7)])
+    assert (whole - fives).abs().max() < 1e-5
+    assert (whole[::7] - ones).abs().max() < 1e-5
+    assert (whole[0] - whole[1]).abs().max() > 0.1
+
+
+def test_each_condition_reaches_the_image():
+    pair = tiny_control(tiny_transformer())
+    blank = torch.full((1, 12, 48, 64), -1.0)
+    base = _denoised(pair, [1], blank)
+    for slot in range(4):
+        lit = blank.clone()
+        lit[:, 3 * slot : 3 * slot + 3, 10:30, 20:40] = 1.0
+        assert (_denoised(pair, [1], lit) - base).abs().max() > 1e-4
+
+
+def test_the_original_files_load_like_the_folder(tmp_path, files):
+    from safetensors.torch import save_file
+
+    base, _ = files
+    transformer = load_transformer(base, torch.float32)
+    save_file(
+        {k: v.contiguous() for k, v in to_original(transformer.state_dict()).items()},
+        tmp_path / "flux1-dev.safetensors",
+    )
+    again = load_transformer(tmp_path, torch.float32, TRANSFORMER)
+    assert all(torch.equal(v, transformer.state_dict()[k]) for k, v in again.state_dict().items())
+    with pytest.raises(SchemaError, match="entries differ"):
+        load_transformer(tmp_path, torch.float32)  # FLUX.1-dev's own sizes
+
+    vae = load_vae(base, torch.float32)
+    save_file(_ldm_names(vae.state_dict()), tmp_path / "ae.safetensors")
+    other = load_vae(tmp_path, torch.float32, VAE)
+    z = torch.randn(1, 16, 6, 8)
+    with torch.inference_mode():
+        assert torch.equal(vae.decode(z).sample, other.decode(z).sample)
+
+
+def _ldm_names(state):
+    """The original release's names of a VAE of one layer per block."""
+    out = {}
+    for name, value in state.items():
+        for old, new in (
+            ("mid_block.resnets.0", "mid.block_1"), ("mid_block.resnets.1", "mid.block_2"),
+            ("mid_block.attentions.0", "mid.attn_1"),
+            ("group_norm", "norm"), ("to_q", "q"), ("to_k", "k"), ("to_v", "v"), ("to_out.0", "proj_out"),
+            ("conv_norm_out", "norm_out"), ("conv_shortcut", "nin_shortcut"), ("downsamplers.0", "downsample"),
+            ("upsamplers.0", "upsample"), ("resnets", "block"), ("down_blocks", "down"),
+        ):  # fmt: skip
+            name = name.replace(old, new)
+        if "up_blocks" in name:
+            head, number, tail = (
+                name.partition("up_blocks.")[0],
+                name.split("up_blocks.")[1][0],
+                name.split("up_blocks.")[1][1:],
+            )
+            name = f"{head}up.{3 - int(number)}{tail}"
+        linear = ".attn_1." in name and value.ndim == 2
+        out[name] = (value[:, :, None, None] if linear else value).clone()
+    return out
+
+
+def test_the_generator_paints_at_the_cameras_size(options, scene):
+    generator = FluxGenerator(options)
+    assert generator.requires() == []
+    images = list(generator.generate(scene, [3, 4, 5]))
+    assert [image.rgb.shape for image in images] == [(60, 80, 3)] * 3
+    assert images[0].prompt == "A hand is trying to grasp something"
+    again = next(FluxGenerator(dataclasses.replace(options, batch=1)).generate(scene, [4]))
+    assert np.abs(again.rgb.astype(int) - images[1].rgb).max() <= 2
+    assert np.abs(images[0].rgb.astype(int) - images[1].rgb).mean() > 1
+    drawn = list(FluxGenerator(dataclasses.replace(options, prompt="drawn")).generate(scene, [3, 4]))
+    assert drawn[0].prompt != drawn[1].prompt
+
+
+def test_a_batch_that_does_not_fit_is_halved(options, scene, monkeypatch):
+    sizes, real = [], flux_generator.denoise
+
+    def small(transformer, control, noise, *rest):
+        sizes.append(len(noise))
+        if len(noise) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(transformer, control, noise, *rest)
+
+    monkeypatch.setattr(flux_generator, "denoise", small)
+    images = list(FluxGenerator(options).generate(scene, [1, 2, 3, 4, 5]))
+    assert len(images) == 5
+    assert sizes == [5, 2, 2, 1]
+
+    def never(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(flux_generator, "denoise", never)
+    with pytest.raises(BackendError, match="memory_gb"):
+        list(FluxGenerator(options).generate(scene, [1, 2]))
+
+
+def test_what_is_missing_is_said_before_any_work(tmp_path, files):
+    problems = FluxGenerator(FluxOptions(base=str(tmp_path), control=str(tmp_path / "no.bin"))).requires()
+    assert len(problems) == 7
+    assert "transformer/config.json or flux1-dev.safetensors" in problems[0]
+    assert "controlnet.bin" in problems[-1]
+    assert missing_files(files[0]) == []
+    assert len(FluxGenerator().requires()) == 2
+    with pytest.raises(ConfigError, match="multiples of 16"):
+        FluxOptions(width=500)
+    with pytest.raises(ConfigError, match="memory_gb"):
+        FluxOptions(memory_gb=12)
+    assert FluxOptions(memory_gb=24).resolved().batch == 1
+
+
+def test_start_from_copies_the_transformers_first_blocks():
+    transformer = tiny_transformer()
+    pair = ControlPair(transformer.config)
+    pair.start_from(transformer)
+    for net in (pair.controlnet1, pair.controlnet2):
+        assert torch.equal(
+            net.transformer_blocks[1].attn.to_q.weight, transformer.transformer_blocks[1].attn.to_q.weight
+        )
+        assert torch.equal(net.x_embedder.bias, transformer.x_embedder.bias)
+        assert net.controlnet_blocks[0].weight.abs().max() == 0
+        assert net.pos_embed_input.weight.abs().max() > 0
+
+
+def test_a_build_with_flux_from_end_to_end(tmp_path, files, options):
+    from pam_aug.build.config import BuildConfig
+    from pam_aug.build.run import run_build
+    from pam_aug.config import resolve
+    from pam_aug.shards.reader import ShardReader
+
+    names = ("base", "control", "width", "height", "steps")
+    chosen = {name: getattr(options, name) for name in names}
+    recipe = {
+        "source": {"converter": "demo-rollouts", "size": [64, 48]},
+        "inputs": 1,
+        "generate": {"generator": "flux", "options": {**chosen, "dtype": "float32", "device": "cpu"}},
+        "mix": {"ratio": "0"},
+    }
+    result = run_build(resolve(BuildConfig, recipe), tmp_path / "out", ["synthetic"], workers=0)
+    assert (result.summary.candidates, result.summary.kept, result.summary.rejected) == (30, 22, 8)
+    shard = ShardReader(tmp_path / "out/shards/syn-00000.tar")
+    assert len(shard) == 22
