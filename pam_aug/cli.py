@@ -203,21 +203,24 @@ def mix(
         Path | None, typer.Option(help="Write the mix as shards into this folder; mix.json stays as it is.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="How many epochs are written.")] = 1,
+    window_shards: Annotated[
+        int | None, typer.Option(help="Shuffle this many shards at a time, for slow disks and URLs; 0 shuffles all.")
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Give a build another ratio (rewrites mix.json, copies nothing), or write the mix out for other readers."""
+    """Give a build another ratio or shuffle (rewrites mix.json, copies nothing), or write its mix as shards."""
     from pam_aug import materialize as mixing
     from pam_aug.build.progress import Progress
 
-    if materialize is not None:
+    if materialize is not None and window_shards is None:
         todo = mixing.materialize(folder, materialize, ratio, epochs, dry_run=True)
         with Progress(todo.samples, "samples") as bar:
             result = mixing.materialize(folder, materialize, ratio, epochs, dry_run=dry_run, progress=bar.add)
-    elif ratio is not None:
-        result = mixing.change_ratio(folder, ratio, dry_run)
+    elif materialize is None and (ratio is not None or window_shards is not None):
+        result = mixing.change_mix(folder, ratio, window_shards, dry_run)
     else:
-        raise ConfigError("mix: give --ratio R for another ratio, or --materialize OUT to write the mix as shards")
+        raise ConfigError("mix: give --ratio R or --window-shards N for another mix, or --materialize OUT to write it")
     typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
 
 

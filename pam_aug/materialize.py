@@ -23,8 +23,8 @@ import numpy as np
 import orjson
 
 from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError, ShardDamaged
-from pam_aug.mix import SourceItems, open_mix
 from pam_aug.mix_order import Schedule, parse_ratio
+from pam_aug.mix_sources import SourceItems, open_mix
 from pam_aug.schema import Sample, check_key
 from pam_aug.shards.atomic import storage_errors, write_atomic
 from pam_aug.shards.manifest import Mix, read_mix, write_mix
@@ -32,7 +32,7 @@ from pam_aug.shards.reader import ShardReader, read_marker
 from pam_aug.shards.verify import check_hash
 from pam_aug.shards.writer import EXTRAS, ShardWriter, is_committed, shard_name
 
-__all__ = ["Materialized", "Mixed", "change_ratio", "materialize", "with_ratio"]
+__all__ = ["Materialized", "Mixed", "change_mix", "materialize", "with_ratio"]
 
 _SAMPLES_PER_SHARD = 1000
 _OWN_KEY = re.compile(r"--(h\d+)?(x\d+)?(@\d\d)?$")
@@ -81,13 +81,19 @@ def with_ratio(mix: Mix, ratio: str) -> Mix:
     return replace(mix, sources=tuple(replace(s, share=str(shares[s.name])) for s in mix.sources))
 
 
-def change_ratio(folder: Path, ratio: str, dry_run: bool = False) -> Mixed:
-    """Rewrites the `mix.json` of a folder with another ratio, once that is known to be readable. Nothing else changes.
+def change_mix(
+    folder: Path, ratio: str | None = None, window_shards: int | None = None, dry_run: bool = False
+) -> Mixed:
+    """Rewrites the `mix.json` of a folder with another ratio or window, once that is known to be readable.
+
+    `window_shards` W reads W shards of a source at a time, for slow disks and URLs; 0 shuffles over all of them.
 
     Raises ConfigError for a ratio that the folder's shards cannot give, ShardDamaged where they are not as mixed.
     """
     folder = Path(folder)
-    mix = with_ratio(read_mix(folder), ratio)
+    mix = read_mix(folder)
+    mix = mix if ratio is None else with_ratio(mix, ratio)
+    mix = mix if window_shards is None else replace(mix, window_shards=window_shards)
     _check_markers(mix, folder)
     numbers = _numbers(mix, open_mix(mix, folder)[1])
     if not dry_run:
@@ -171,12 +177,12 @@ def _named_items(sources: list[SourceItems], schedule: Schedule, total: int) -> 
         for s, number in zip(*(a.tolist() for a in schedule.at(positions))):
             readings[s][number] += 1
             reader, r = sources[s].find(number)
-            rows = reader.rows
-            ordinal = rows[r]["sample"]
-            alone = all(rows[n]["sample"] != ordinal for n in (r - 1, r + 1) if 0 <= n < len(rows))
-            tag = "" if alone else f"h{rows[r]['hand']}"
+            row = reader.row(r)
+            neighbours = [reader.row(n) for n in (r - 1, r + 1) if 0 <= n < reader.hands]
+            alone = all(n["sample"] != row["sample"] for n in neighbours)
+            tag = "" if alone else f"h{row['hand']}"
             tag += f"x{readings[s][number]}" if readings[s][number] > 1 else ""
-            key = _tagged(rows[r]["key"].decode(), tag)
+            key = _tagged(row["key"].decode(), tag)
             if _OWN_KEY.search(key):
                 if key in taken:
                     raise SchemaError(
@@ -185,7 +191,7 @@ def _named_items(sources: list[SourceItems], schedule: Schedule, total: int) -> 
                         key=key,
                     )
                 taken.add(key)
-            yield _Item(reader, rows[r], key, alone)
+            yield _Item(reader, row, key, alone)
 
 
 def _tagged(key: str, tag: str) -> str:
@@ -227,6 +233,8 @@ def _identity(mix: Mix, epochs: int, samples_per_shard: int) -> bytes:
         {"name": s.name, "share": s.share, "keep": s.keep, "shards": [t.sha256 for t in s.shards]} for s in mix.sources
     ]
     order = {"sources": sources, "seed": mix.seed, "when_short": mix.when_short}
+    if mix.window_shards:
+        order["window_shards"] = mix.window_shards
     tree = {"epochs": epochs, "samples_per_shard": samples_per_shard, **order}
     return orjson.dumps(tree, option=orjson.OPT_INDENT_2) + b"\n"
 

@@ -2,13 +2,13 @@
 
 import hashlib
 import os
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -17,10 +17,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pam_aug.errors import ConfigError, PamAugError, ResumeMismatch, SchemaError, ShardDamaged
 from pam_aug.geometry import square_crop
-from pam_aug.mix_order import Schedule, WhenShort, keep_fraction, order, parse_ratio, sequence_of
+from pam_aug.mix_order import Schedule, keep_fraction, order, parse_ratio, sequence_of
+from pam_aug.mix_sources import SourceItems, open_mix
+from pam_aug.shards.files import place
 from pam_aug.shards.images import Suffix, decode_image
 from pam_aug.shards.index import INDEX_DTYPE
-from pam_aug.shards.manifest import Mix, MixShard, MixSource, read_mix
+from pam_aug.shards.manifest import read_mix
 from pam_aug.shards.reader import ShardReader
 
 __all__ = [
@@ -36,7 +38,6 @@ __all__ = [
 ]
 
 LastBatch = Literal["short", "pad", "drop"]
-_OPEN_SHARDS = 128
 _LABELS = ("joints_cam_m", "joints_px", "in_view", "K_px", "side", "global_orient", "hand_pose", "betas", "transl")
 
 
@@ -58,7 +59,13 @@ class MixedDataset(IterableDataset):
     Without, images stay whole and must be of one size. `batch_size` counts hands over all ranks: rank r reads its slice
     of each global batch, so the order does not depend on the number of ranks. The last batch of an epoch is "short",
     "pad" (filled with the epoch's first items) or "drop". `decode_threads` work on one batch; by default up to 4
-    without workers, else 1.
+    without workers, else 1; where shards lie at a URL, so many requests run at once.
+
+    `mix` is a build's folder or `mix.json`, by path or by a `memory://`, `file://`, `http(s)://` or `s3://` URL, whose
+    files are read by ranges, in the same order.
+
+    torchdata's StatefulDataLoader goes on in the middle of an epoch under the same number of workers. To go on under
+    another number, save `state_dict(batch)` of the last batch that was used.
 
     Raises ConfigError for arguments or a mix that cannot be read, ShardDamaged (naming the file) for changed data.
     """
@@ -77,9 +84,9 @@ class MixedDataset(IterableDataset):
         decode_threads: int | None = None,
     ) -> None:
         super().__init__()
-        path = Path(mix)
+        path = place(mix)
         content = read_mix(path)
-        self._root = path if path.is_dir() else path.parent
+        self._root = path.parent if path.name.endswith(".json") else path
         self.seed = content.seed if seed is None else seed
         self.sources, self.schedule = open_mix(content, self._root, self.seed)
         if rank is None or world is None:
@@ -92,7 +99,9 @@ class MixedDataset(IterableDataset):
             raise ConfigError(f"crop_px {crop_px}: at least 1")
         self.batch_size, self.rank, self.world, self.last = batch_size, rank, world, last
         self.crop_px, self.crop_scale, self.decode_threads = crop_px, crop_scale, decode_threads
-        identity = (content.sources, self.seed, content.when_short)
+        identity: tuple[Any, ...] = (content.sources, self.seed, content.when_short)
+        if content.window_shards:
+            identity += (content.window_shards,)
         self._order_id = hashlib.sha256(repr(identity).encode()).hexdigest()[:16]
         # In shared memory, so that workers that outlive an epoch (persistent_workers) see set_epoch.
         self._start = torch.zeros(1, dtype=torch.int64).share_memory_()
@@ -128,21 +137,7 @@ class MixedDataset(IterableDataset):
         worker = get_worker_info()
         number, workers = (worker.id, worker.num_workers) if worker else (0, 1)
         threads = self.decode_threads or (1 if worker else min(4, os.cpu_count() or 1))
-        start, length = int(self._start[0]), self.schedule.epoch_length
-        first = start // length * length
-        before: Callable[[], dict[str, Any]] | None = None
-        with ThreadPoolExecutor(threads) as pool:
-            run = pool.map if threads > 1 else map
-            for begin in range(start + number * self.batch_size, first + length, workers * self.batch_size):
-                if self.last == "drop" and begin + self.batch_size > first + length:
-                    break
-                positions, end, padded = self.positions_at(begin)
-                # One batch ahead, so that the threads have work while this one finds rows and the caller trains.
-                ready, before = before, self._begin(positions, run, position=end, padded=padded)
-                if ready is not None:
-                    yield ready()
-            if before is not None:
-                yield before()
+        return _Batches(self, int(self._start[0]), number, workers, threads)
 
     def positions_at(self, begin: int) -> tuple[np.ndarray, int, int]:
         """Of the batch that begins at position `begin`: this rank's positions, the position after the batch, and how
@@ -158,7 +153,7 @@ class MixedDataset(IterableDataset):
         return positions[low:high], end, max(0, high - max(low, end - begin))
 
     def items_at(self, positions: np.ndarray) -> list[tuple[ShardReader, int]]:
-        """(reader, row) of the hand at each position; `reader.rows[row]` is its label as it was written."""
+        """(reader, number) of the hand at each position; `reader.row(number)` is its label as it was written."""
         source, item = self.schedule.at(positions)
         return [self.sources[s].find(i) for s, i in zip(source.tolist(), item.tolist())]
 
@@ -170,14 +165,16 @@ class MixedDataset(IterableDataset):
         """Gives the decoding of a batch to `run`. The batch, with `more` in it, is what the returned function returns;
         it also raises what went wrong here, so that the batches before come first."""
         try:
-            found = self.items_at(positions)
-            rows = np.zeros(len(found), INDEX_DTYPE)
-            for i, (reader, number) in enumerate(found):
-                rows[i] = reader.rows[number]
-            images = np.empty((len(found), *self._image_shape(rows, found), 3), np.uint8)  # each task fills its own
+            source, item = self.schedule.at(positions)
+            places = [(self.sources[s], i) for s, i in zip(source.tolist(), item.tolist())]
+            # On a disk a row takes microseconds, less than handing it to a thread; at a URL it is a request.
+            found = list((run if any(s.remote for s in self.sources) else map)(_find, places))
+            readers = [reader for reader, _ in found]
+            rows = np.array([row for _, row in found], INDEX_DTYPE)
+            images = np.empty((len(rows), *self._image_shape(rows, readers), 3), np.uint8)  # each task fills its own
         except PamAugError as error:
             return partial(_raise, error)
-        parts = [(reader, row, out) for (reader, _), row, out in zip(found, rows, images)]
+        parts = list(zip(readers, rows, images))
         if self.crop_px is None:
             tasks: list[_Whole] = [_Whole(*part) for part in parts]
         else:
@@ -200,83 +197,73 @@ class MixedDataset(IterableDataset):
 
         return finish
 
-    def _image_shape(self, rows: np.ndarray, found: list[tuple[ShardReader, int]]) -> tuple[int, int]:
+    def _image_shape(self, rows: np.ndarray, readers: list[ShardReader]) -> tuple[int, int]:
         if self.crop_px is not None:
             return self.crop_px, self.crop_px
         sizes = set(zip(rows["height"].tolist(), rows["width"].tolist()))
         if len(sizes) > 1:
-            names = sorted({str(reader.path) for reader, _ in found})
+            names = sorted({str(reader.path) for reader in readers})
             raise SchemaError(
                 f"{names[0]}: images of {len(sizes)} sizes do not stack into one batch; set crop_px", paths=names
             )
         return next(iter(sizes), (0, 0))
 
 
-def open_mix(mix: Mix, root: Path, seed: int | None = None) -> tuple[list["SourceItems"], Schedule]:
-    """The items of each source of a mix, and the order in which they are read.
+class _Batches(Iterator[dict[str, Any]]):
+    """The batches of one worker, from a position to the end of its epoch. Its state is where the next one begins."""
 
-    `root` is the folder that the shards' paths start from; `seed` replaces the mix's own. Raises ConfigError for shares
-    that cannot be read.
-    """
-    seed = mix.seed if seed is None else seed
-    sources = [SourceItems(root, s, seed) for s in mix.sources]
-    when_short: WhenShort = mix.when_short  # type: ignore[assignment]  # checked by Schedule
-    return sources, Schedule([len(s) for s in sources], [parse_ratio(s.share) for s in mix.sources], seed, when_short)
+    def __init__(self, dataset: MixedDataset, start: int, number: int, workers: int, threads: int) -> None:
+        self._dataset, self._worker = dataset, [number, workers]
+        length = dataset.schedule.epoch_length
+        self._next = start + number * dataset.batch_size
+        self._end = start // length * length + length
+        self._begun: deque[tuple[int, Callable[[], dict[str, Any]]]] = deque()
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
+    def __iter__(self) -> Self:
+        return self
 
-class SourceItems:
-    """The hands of one source by number, over its shards; shards are opened when first read."""
+    def __next__(self) -> dict[str, Any]:
+        # One batch ahead, so that the threads have work while this one finds rows and the caller trains.
+        while len(self._begun) < 2 and self._more():
+            positions, end, padded = self._dataset.positions_at(self._next)
+            run = map if self._pool is None else self._pool.map
+            batch = self._dataset._begin(positions, run, position=end, padded=padded)
+            self._begun.append((self._next, batch))
+            self._next += self._worker[1] * self._dataset.batch_size
+        if not self._begun:
+            if self._pool is not None:
+                self._pool.shutdown(wait=False)
+            raise StopIteration
+        return self._begun.popleft()[1]()
 
-    def __init__(self, root: Path, source: MixSource, seed: int) -> None:
-        self._root, self._shards = root, source.shards
-        self._readers: OrderedDict[int, ShardReader] = OrderedDict()
-        self._ends = np.cumsum([s.hands for s in source.shards], dtype=np.int64)
-        self._kept: np.ndarray | None = None
-        keep = parse_ratio(source.keep)
-        if keep != 1:
-            names = [
-                sequence_of(key.decode())
-                for number, shard in enumerate(source.shards)
-                if shard.hands
-                for key in self._reader(number).rows["key"]
-            ]
-            chosen = keep_fraction(names, keep, seed)
-            self._kept = np.flatnonzero([name in chosen for name in names])
+    def _more(self) -> bool:
+        least = self._dataset.batch_size if self._dataset.last == "drop" else 1
+        return self._next + least <= self._end
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_readers": OrderedDict()}
+    def state_dict(self) -> dict[str, Any]:
+        """Where this worker's next batch begins and its epoch ends: what StatefulDataLoader saves of each worker."""
+        after = self._begun[0][0] if self._begun else self._next
+        order = self._dataset.state_dict()["order"]
+        return {"next": after, "end": self._end, "worker": list(self._worker), "order": order}
 
-    def __len__(self) -> int:
-        if self._kept is not None:
-            return len(self._kept)
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def find(self, item: int) -> tuple[ShardReader, int]:
-        """(reader, row) of an item."""
-        if self._kept is not None:
-            item = int(self._kept[item])
-        number = int(np.searchsorted(self._ends, item, side="right"))
-        return self._reader(number), item - int(self._ends[number]) + self._shards[number].hands
-
-    def _reader(self, number: int) -> ShardReader:
-        reader = self._readers.get(number)
-        if reader is None:
-            shard = self._shards[number]
-            reader = self._readers[number] = _open(self._root / shard.path, shard)
-            if len(self._readers) > _OPEN_SHARDS:
-                self._readers.popitem(last=False)  # closed when the batch that reads it is done
-        else:
-            self._readers.move_to_end(number)
-        return reader
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on where a worker of the same number stood. Raises ResumeMismatch for another order or number."""
+        wanted = {**self.state_dict(), "next": state.get("next"), "end": state.get("end")}
+        if state != wanted or not isinstance(state["next"], int) or not isinstance(state["end"], int):
+            raise ResumeMismatch(
+                "the saved iteration is of another order or another number of workers; the `state_dict(batch)` of the "
+                "dataset goes on under any number",
+                state=state,
+            )
+        self._next, self._end = state["next"], state["end"]
+        self._begun.clear()
 
 
-def _open(path: Path, shard: MixShard) -> ShardReader:
-    reader = ShardReader(path)
-    if reader.marker is None:
-        raise ShardDamaged(f"{path}: has no commit marker: build it again", path=str(path))
-    if reader.marker["sha256"] != shard.sha256 or len(reader.rows) != shard.hands:
-        raise ShardDamaged(f"{path}: is another shard than the one in mix.json: run the mix again", path=str(path))
-    return reader
+def _find(place: tuple[SourceItems, int]) -> tuple[ShardReader, np.void]:
+    source, item = place
+    reader, number = source.find(item)
+    return reader, reader.row(number)
 
 
 @dataclass(slots=True)

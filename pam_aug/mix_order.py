@@ -15,14 +15,13 @@ import numpy as np
 from jaxtyping import Int
 
 from pam_aug.errors import ConfigError
+from pam_aug.mix_passes import Passes, WindowedPasses
 from pam_aug.seeds import derived_seed
 
 __all__ = ["Schedule", "WhenShort", "keep_fraction", "order", "parse_ratio", "sequence_of"]
 
 WhenShort = Literal["repeat", "stop"]
 MAX_DENOMINATOR = 10**6
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_TURNS = np.arange(1, 9, dtype=np.uint64) * _GOLDEN
 
 
 def parse_ratio(text: str) -> Fraction:
@@ -60,10 +59,19 @@ class Schedule:
     Every prefix of an epoch holds of each source less than one sample more or less than its weight asks for. Epochs
     continue the chains: what one leaves unread comes in the next. Where another source has too few samples for an
     epoch it is repeated ("repeat"), or the epoch ends before the repetition ("stop").
+
+    With `window_shards` W > 0 and the sizes of each source's shards (their sum is its size), a pass goes over the
+    shards in a keyed order, W at a time: it shuffles within those W and opens no other, and each shard once.
     """
 
     def __init__(
-        self, sizes: Sequence[int], weights: Sequence[Fraction], seed: int, when_short: WhenShort = "repeat"
+        self,
+        sizes: Sequence[int],
+        weights: Sequence[Fraction],
+        seed: int,
+        when_short: WhenShort = "repeat",
+        shard_sizes: Sequence[Sequence[int]] = (),
+        window_shards: int = 0,
     ) -> None:
         if len(sizes) != len(weights) or not sizes or sum(weights) != 1 or any(w < 0 for w in weights):
             raise ConfigError(f"weights {[str(w) for w in weights]}: one per source, each at least 0, their sum 1")
@@ -75,7 +83,14 @@ class Schedule:
                 )
         if when_short not in ("repeat", "stop"):
             raise ConfigError(f"when_short {when_short!r}: is 'repeat' or 'stop'")
+        if window_shards < 0 or (window_shards and [sum(s) for s in shard_sizes] != list(sizes)):
+            raise ConfigError(f"window_shards {window_shards}: at least 1, or 0 to shuffle over all shards")
         self.sizes, self.weights, self.seed = tuple(map(int, sizes)), tuple(weights), int(seed)
+        keys = [derived_seed(self.seed, "mix", s) for s in range(len(sizes))]
+        if window_shards:
+            self._passes = [WindowedPasses(s, window_shards, key) for s, key in zip(shard_sizes, keys)]
+        else:
+            self._passes = [Passes(size, key) for size, key in zip(self.sizes, keys)]
         self._table = _table(self.weights) if sum(w > 0 for w in self.weights[1:]) > 1 else None
         lead = next(i for i, w in enumerate(self.weights) if w > 0)
         length = self._first_with(lead, self.sizes[lead])
@@ -101,8 +116,7 @@ class Schedule:
         index = np.empty_like(draw)
         for s in np.unique(source):
             mine = source == s
-            number, j = np.divmod(draw[mine], self.sizes[s])
-            index[mine] = permute(j, self.sizes[s], derived_seed(self.seed, "mix", int(s)), number)
+            index[mine] = self._passes[s].items(draw[mine])
         return source, index
 
     def _counts(self, k: np.ndarray) -> np.ndarray:
@@ -130,34 +144,6 @@ def order(
     """One epoch of real (source 0) and synthetic (source 1) items as (source, index): a pure function."""
     schedule = Schedule(sizes, (ratio, 1 - ratio), seed, when_short)
     return schedule.at(np.arange(epoch * schedule.epoch_length, (epoch + 1) * schedule.epoch_length))
-
-
-def permute(j: Int[np.ndarray, " n"], size: int, key: int, number: Int[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
-    """The places of `j` under permutations of range(size), each with its `number` in the chain of `key`.
-
-    A balanced Feistel network over the next even power of two, walked until the value falls into the range (Black and
-    Rogaway 2002, "Ciphers with arbitrary finite domains"): constant memory and random access. Its round function is the
-    finalizer of splitmix64. Our own arithmetic, because numpy's shuffles may change between its versions.
-    """
-    half = np.uint64(max(6, (size - 1).bit_length() + 1) // 2)
-    mask = np.uint64((1 << int(half)) - 1)
-    first = _mix64(number.astype(np.uint64) * _GOLDEN + np.uint64(key))
-    rounds = _mix64(first + _TURNS[:, None])
-    value = j.astype(np.uint64)
-    walking = np.arange(len(value))
-    while len(walking):
-        left, right = value[walking] >> half, value[walking] & mask
-        for keys in rounds:
-            left, right = right, left ^ (_mix64(right + keys[walking]) & mask)
-        value[walking] = (left << half) | right
-        walking = walking[value[walking] >= np.uint64(size)]
-    return value.astype(np.int64)
-
-
-def _mix64(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 @lru_cache(maxsize=8)

@@ -1,6 +1,7 @@
 """Mixes written out as shards: the order of MixedDataset, the same bytes, unique keys; and other ratios."""
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import orjson
@@ -9,7 +10,7 @@ import webdataset
 from test_shards import make_jpeg, make_sample
 
 from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError, ShardDamaged
-from pam_aug.materialize import change_ratio, materialize
+from pam_aug.materialize import change_mix, materialize
 from pam_aug.mix import MixedDataset
 from pam_aug.schema import sample_to_json
 from pam_aug.shards.manifest import Mix, MixSource, collect_shards, read_mix, write_mix
@@ -135,9 +136,9 @@ def test_another_ratio_rewrites_the_mix_and_only_that(tmp_path):
     folder = make_build(tmp_path / "build")
     before = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "mix.json"}
     old = (folder / "mix.json").read_bytes()
-    assert change_ratio(folder, "1/3", dry_run=True).epoch_hands == 15
+    assert change_mix(folder, "1/3", dry_run=True).epoch_hands == 15
     assert (folder / "mix.json").read_bytes() == old
-    assert change_ratio(folder, "1/3").as_dict() == {
+    assert change_mix(folder, "1/3").as_dict() == {
         "ratio": "1/3",
         "epoch_hands": 15,
         "reads_per_epoch": {"real": 1.0, "synthetic": 10 / 3},
@@ -147,10 +148,10 @@ def test_another_ratio_rewrites_the_mix_and_only_that(tmp_path):
     assert {p: p.read_bytes() for p in before} == before
     for wrong in ("2", "x"):
         with pytest.raises(ConfigError):
-            change_ratio(folder, wrong)
+            change_mix(folder, wrong)
     (folder / "shards" / "syn-00001.json").unlink()
     with pytest.raises(ShardDamaged, match="syn-00001"):
-        change_ratio(folder, "1/4")
+        change_mix(folder, "1/4")
     assert [s.share for s in read_mix(folder).sources] == ["1/3", "2/3"]
 
 
@@ -159,5 +160,20 @@ def test_a_half_that_is_not_there_cannot_be_mixed(tmp_path):
     mix = read_mix(folder)
     write_mix(folder / "mix.json", Mix((MixSource("real", "1", mix.sources[0].shards),)))
     with pytest.raises(ConfigError, match="no synthetic half"):
-        change_ratio(folder, "0.5")
-    assert change_ratio(folder, "1").epoch_hands == 5
+        change_mix(folder, "0.5")
+    assert change_mix(folder, "1").epoch_hands == 5
+
+
+def test_a_window_is_stored_and_written_out_in_its_order(tmp_path):
+    folder = make_build(tmp_path / "build")
+    before = read_mix(folder)
+    full = order(folder, 1)
+    change_mix(folder, window_shards=1)
+    assert read_mix(folder) == replace(before, window_shards=1)
+    wanted = order(folder, 1)
+    assert wanted != full
+    materialize(folder, tmp_path / "mixed")
+    assert [w["jpg"] for w in read(tmp_path / "mixed")] == [image for _, image in wanted]
+    change_mix(folder, window_shards=2)
+    with pytest.raises(ResumeMismatch):
+        materialize(folder, tmp_path / "mixed")

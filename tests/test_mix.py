@@ -1,20 +1,28 @@
 """The mixed dataset in real DataLoaders: one order, resumption at every batch, crops with their labels, damage."""
 
+import gc
+import itertools
+import multiprocessing
+import os
 import pickle
 from fractions import Fraction
 from pathlib import Path
+from types import FunctionType, ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
+import orjson
 import pytest
 import simplejpeg
 import torch
+from index_only import write_index_only
 from test_shards import SIZE, make_jpeg, make_sample, write_shard
 from torch.utils.data import DataLoader
 
 from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError, ShardDamaged
 from pam_aug.geometry import square_crop
-from pam_aug.mix import MixedDataset, order
+from pam_aug.mix import MixedDataset, order, parse_ratio
 from pam_aug.shards.manifest import Mix, MixSource, collect_shards, read_mix, write_mix
 from pam_aug.shards.writer import ShardWriter, index_path
 
@@ -33,10 +41,10 @@ def folder(tmp_path) -> Path:
     return mixed(tmp_path)
 
 
-def mixed(root: Path, ratio: str = "2/3", keep: str = "1", when_short: str = "repeat") -> Path:
+def mixed(root: Path, ratio: str = "2/3", keep: str = "1", when_short: str = "repeat", window_shards: int = 0) -> Path:
     real, syn = (collect_shards(root / "shards", kind, root) for kind in ("real", "syn"))
     sources = (MixSource("real", ratio, real, keep), MixSource("syn", str(1 - Fraction(ratio)), syn))
-    write_mix(root / "mix.json", Mix(sources, seed=7, when_short=when_short))
+    write_mix(root / "mix.json", Mix(sources, 7, when_short, window_shards))
     return root
 
 
@@ -247,3 +255,143 @@ def test_arguments_are_checked_and_the_dataset_pickles(folder):
         MixedDataset(folder, 64, last="drop")
     dataset = MixedDataset(folder, 4)
     assert keys_of(pickle.loads(pickle.dumps(dataset))) == keys_of(dataset)
+
+
+def test_a_window_of_shards_is_one_order_too(folder):
+    """Each real hand once, the same for workers and ranks, resumable, and another order than the full shuffle."""
+    full = MixedDataset(folder, 4)
+    mixed(folder, window_shards=1)
+    dataset = MixedDataset(folder, 4)
+    keys = keys_of(dataset)
+    assert len(dataset) == len(full)
+    assert sorted(k for k in keys if "@" not in k) == sorted(k for k in keys_of(full) if "@" not in k)
+    assert keys_of(dataset, workers=2) == keys != keys_of(full)
+    ranks = [list(MixedDataset(folder, 4, rank=r, world=3)) for r in range(3)]
+    assert [key for parts in zip(*ranks) for part in parts for key in part["keys"]] == keys
+    shards = [keys[i].split("/")[4][:6] for i in range(len(keys)) if "@" not in keys[i]]
+    numbers = [min(int(s) // 4, 2) for s in shards]  # frames 0 to 3, 4 to 7, 8 to 12
+    assert len(list(itertools.groupby(numbers))) == 3
+    with pytest.raises(ResumeMismatch):
+        dataset.load_state_dict(full.state_dict())
+    state = dataset.state_dict(list(dataset)[3])
+    dataset.load_state_dict(state)
+    assert [key for batch in dataset for key in batch["keys"]] == keys[16:]
+    mixed(folder, window_shards=-1)
+    with pytest.raises(ConfigError, match="window_shards"):
+        MixedDataset(folder, 4)
+
+
+# ------------------------------------------------------------------------------------- other loaders' state, and DDP
+
+
+def test_an_iteration_goes_on_where_its_own_state_stood(folder):
+    """The protocol that StatefulDataLoader uses in each worker: an iterator with a state of plain numbers."""
+    dataset = MixedDataset(folder, 4)
+    whole = keys_of(dataset, epoch=1)
+    dataset.set_epoch(1)
+    for used in range(len(dataset) + 1):
+        iterator = iter(dataset)
+        for _ in range(used):
+            next(iterator)
+        state = orjson.loads(orjson.dumps(iterator.state_dict()))  # type: ignore[attr-defined]
+        again = iter(MixedDataset(folder, 4))
+        again.load_state_dict(state)  # type: ignore[attr-defined]
+        assert [key for batch in again for key in batch["keys"]] == whole[4 * used :]
+    for change in ({"order": "x"}, {"worker": [0, 2]}, {"next": "4"}, {"more": 1}):
+        with pytest.raises(ResumeMismatch):
+            again.load_state_dict({**state, **change})  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_torchdata_goes_on_in_the_middle_of_an_epoch(folder, workers):
+    torchdata = pytest.importorskip("torchdata.stateful_dataloader")
+    dataset = MixedDataset(folder, 4)
+    whole = keys_of(dataset, epoch=1)
+    for used in (1, 3, 7):
+        dataset.set_epoch(1)
+        loader = torchdata.StatefulDataLoader(dataset, batch_size=None, num_workers=workers)
+        batches = iter(loader)
+        seen = [key for batch in itertools.islice(batches, used) for key in batch["keys"]]
+        state = loader.state_dict()
+        del batches
+        other = MixedDataset(folder, 4)
+        resumed = torchdata.StatefulDataLoader(other, batch_size=None, num_workers=workers)
+        resumed.load_state_dict(state)
+        assert seen + [key for batch in resumed for key in batch["keys"]] == whole
+        other.set_epoch(2)
+        assert [key for batch in resumed for key in batch["keys"]] == keys_of(other, epoch=2)
+
+
+def train_rank(folder: Path, rank: int, world: int, results: Any) -> None:
+    torch.distributed.init_process_group("gloo", f"file://{folder}/meet", world_size=world, rank=rank)
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(10, 1))
+    keys = []
+    for batch in MixedDataset(folder, 7, decode_threads=1):
+        model(batch["betas"]).sum().backward()
+        keys.append(batch["keys"])
+    gradient = model.module.weight.grad
+    results.put((rank, keys, gradient.tolist()))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_ddp_ranks_take_their_own_slices(folder):
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    ranks = [context.Process(target=train_rank, args=(folder, r, 2, results)) for r in range(2)]
+    for process in ranks:
+        process.start()
+    (_, first, a), (_, second, b) = sorted(results.get(timeout=120) for _ in ranks)
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    assert [key for pair in zip(first, second) for keys in pair for key in keys] == keys_of(MixedDataset(folder, 7))
+    assert len(first) == len(second) == 5
+    assert a == b
+
+
+# ------------------------------------------------------------------------------------------------------------- growth
+
+
+def held(thing: object) -> int:
+    """How many Python objects hang on `thing`, arrays and strings counted as one each."""
+    seen: set[int] = set()
+    todo = [thing]
+    while todo:
+        one = todo.pop()
+        if id(one) in seen or isinstance(one, type | ModuleType | FunctionType):
+            continue
+        seen.add(id(one))
+        todo += gc.get_referents(one)
+    return len(seen)
+
+
+@pytest.mark.parametrize("keep", ["1", "1/2"])
+def test_what_is_held_grows_with_shards_not_with_samples(tmp_path, keep):
+    """Open every index, read a batch: no object per sample, 8 bytes per item at most, few files open at once."""
+    counts = []
+    for name, per_shard in (("few", 20), ("many", 2000)):
+        dataset = MixedDataset(write_index_only(tmp_path / name, 50, per_shard, keep), 32, decode_threads=1)
+        assert len(dataset.sources[0]) == 50 * per_shard * parse_ratio(keep)
+        for item in range(0, len(dataset.sources[0]), per_shard):
+            reader, number = dataset.sources[0].find(item)
+            assert reader.row(number)["key"].startswith(b"demo/s1/take")
+        (batch, *_) = itertools.islice(dataset, 1)
+        assert len(set(batch["keys"])) == 32
+        counts.append(held(dataset.sources))
+        descriptors = len(os.listdir("/proc/self/fd"))
+        assert descriptors < 250
+        if keep != "1":
+            assert dataset.sources[0]._kept.nbytes == 8 * len(dataset.sources[0])
+    assert counts[1] < counts[0] + 1000  # 99,000 samples more; a few numbers per shard no longer share one object
+
+
+def test_open_shards_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("pam_aug.mix_sources._open_files", lambda: 64)
+    before = len(os.listdir("/proc/self/fd"))
+    dataset = MixedDataset(write_index_only(tmp_path, 40, 25), 100, decode_threads=1)
+    keys = keys_of(dataset)
+    assert len(set(keys)) == 1000
+    assert len(os.listdir("/proc/self/fd")) - before <= 18  # 8 shards and what looks
+    betas = torch.cat([batch["betas"][:, :2] for batch in dataset])
+    assert len({tuple(b) for b in betas.tolist()}) == 1000

@@ -1,5 +1,6 @@
 """The exact mix as arithmetic: ratios, prefixes, passes, epochs, and the independence of everything else."""
 
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -8,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pam_aug.errors import ConfigError
-from pam_aug.mix_order import Schedule, keep_fraction, order, parse_ratio, permute, sequence_of
+from pam_aug.mix_order import Schedule, keep_fraction, order, parse_ratio, sequence_of
+from pam_aug.mix_passes import permute
 
 RATIOS = [Fraction(0), Fraction(1, 3), Fraction(1, 2), Fraction(9, 10), Fraction(999, 1000), Fraction(1)]
 
@@ -132,6 +134,43 @@ def test_the_order_never_changes_between_versions():
     source, index = order((5, 5), Fraction(1, 2), 42, 1)
     assert source.tolist() == [1, 0] * 5
     assert index.tolist() == [0, 3, 1, 1, 2, 4, 4, 2, 3, 0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shards=st.lists(st.integers(0, 40), min_size=1, max_size=30).filter(any),
+    window=st.integers(1, 12),
+    seed=st.integers(0, 2**63 - 1),
+)
+def test_a_window_reads_each_item_once_and_each_shard_in_one_go(shards, window, seed):
+    total, ends = sum(shards), np.cumsum(shards)
+    schedule = Schedule((total,), (Fraction(1),), seed, "repeat", [shards], window)
+    drawn = schedule.at(np.arange(3 * total))[1]
+    for items in drawn.reshape(3, total):
+        assert sorted(items) == list(range(total))
+        shard = np.searchsorted(ends, items, side="right")
+        first = {s: int(np.flatnonzero(shard == s)[0]) for s in shard.tolist()}
+        last = {s: int(np.flatnonzero(shard == s)[-1]) for s in shard.tolist()}
+        for place in range(total):  # shards that are begun and not finished are those that must be open
+            assert sum(first[s] <= place <= last[s] for s in first) <= window
+    places = np.random.default_rng(0).permutation(3 * total)
+    np.testing.assert_array_equal(schedule.at(places)[1], drawn[places])
+    again = pickle.loads(pickle.dumps(schedule))
+    np.testing.assert_array_equal(again.at(places)[1], drawn[places])
+
+
+def test_a_window_keeps_the_ratio_and_shuffles_shards_and_items():
+    shards = [[50] * 40, [30] * 20]
+    schedule = Schedule((2000, 600), (Fraction(2, 3), Fraction(1, 3)), 1, "repeat", shards, 4)
+    full = Schedule((2000, 600), (Fraction(2, 3), Fraction(1, 3)), 1)
+    (source, index), (wanted, _) = (s.at(np.arange(6000)) for s in (schedule, full))
+    np.testing.assert_array_equal(source, wanted)
+    real = index[source == 0].reshape(2, 2000)
+    assert not np.array_equal(real[0], real[1])
+    assert len({tuple(np.unique(items[:200] // 50)) for items in real}) == 2  # other shards come first in the next pass
+    assert np.abs(np.diff(real[0][:200])).mean() > 20
+    one = Schedule((2000, 600), (Fraction(2, 3), Fraction(1, 3)), 1, "repeat", shards, 40).at(np.arange(3000))[1]
+    assert sorted(one[source[:3000] == 0]) == list(range(2000))  # a window of all shards is a full shuffle
 
 
 def test_bad_schedules_are_refused():

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from pam_aug.errors import ConfigError
-from pam_aug.mix import open_mix
 from pam_aug.mix_order import parse_ratio
+from pam_aug.mix_sources import open_mix
 from pam_aug.rollouts.scene import hand_vertices
 from pam_aug.schema import Hand, Sample
 from pam_aug.shards.atomic import storage_errors
@@ -42,7 +42,7 @@ def pictures(folder: Path) -> Iterator[Picture]:
         before: tuple[Path, int] | None = None
         for item in range(len(items) if parse_ratio(source.share) else 0):
             reader, number = items.find(item)
-            row = reader.rows[number]
+            row = reader.row(number)
             ordinal = int(row["sample"])
             if before != (reader.path, ordinal):  # the hands of an image follow each other
                 before = (reader.path, ordinal)

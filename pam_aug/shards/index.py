@@ -6,14 +6,15 @@ uint64 bytes per row), then the rows of `INDEX_DTYPE`. It is derived: the tar al
 
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 
+from pam_aug.errors import ShardDamaged
 from pam_aug.schema import Sample
+from pam_aug.shards.files import MAX_TABLE_BYTES, ByteSource, Place, open_bytes
 from pam_aug.shards.images import Suffix
 
-__all__ = ["INDEX_DTYPE", "SIDES", "hand_rows", "index_bytes", "read_index"]
+__all__ = ["INDEX_DTYPE", "SIDES", "IndexFile", "hand_rows", "index_bytes", "open_index"]
 
 SIDES = ("right", "left")
 _SUFFIXES = ("jpg", "png")
@@ -69,24 +70,52 @@ def index_bytes(rows: np.ndarray, tar_bytes: int, tar_sha256: str) -> bytes:
     return header + rows.tobytes()
 
 
-def read_index(path: Path, tar_bytes: int, tar_sha256: str) -> np.ndarray | None:
-    """The rows, memory-mapped, or None where the file is missing, of another format, or of another tar."""
+class IndexFile:
+    """An open `.idx` file whose rows are read one by one, so that memory does not grow with the dataset."""
+
+    def __init__(self, source: ByteSource, path: Place, count: int) -> None:
+        self._source, self._path, self.count = source, path, count
+
+    def row(self, i: int) -> np.void:
+        """Row `i` of INDEX_DTYPE. Raises ShardDamaged where the file has become shorter."""
+        if not 0 <= i < self.count:
+            raise IndexError(f"{self._path}: row {i} of {self.count}")
+        return self._read(i, 1)[0]
+
+    def rows(self) -> np.ndarray:
+        """All rows, in memory."""
+        return self._read(0, self.count) if self.count else np.zeros(0, INDEX_DTYPE)
+
+    def close(self) -> None:
+        self._source.close()
+
+    def _read(self, first: int, count: int) -> np.ndarray:
+        size = INDEX_DTYPE.itemsize
+        try:
+            data = self._source.read(_HEADER.size + first * size, count * size)
+        except OSError as error:
+            raise ShardDamaged(
+                f"{self._path}: cannot be read ({error.strerror or error})", path=str(self._path)
+            ) from error
+        if len(data) != count * size:
+            raise ShardDamaged(f"{self._path}: ends inside row {first}: run `pam-aug verify`", path=str(self._path))
+        return np.frombuffer(data, INDEX_DTYPE)
+
+
+def open_index(path: Place, tar_bytes: int, tar_sha256: str) -> IndexFile | None:
+    """The index of a tar, or None where the file is missing, of another format, or of another tar."""
     try:
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            header = file.read(_HEADER.size)
+        source = open_bytes(path)
     except OSError:
         return None
-    if len(header) < _HEADER.size:
-        return None
-    magic, of_bytes, of_sha256, count, row_bytes = _HEADER.unpack(header)
-    if (magic, of_bytes, of_sha256, row_bytes) != (
-        _MAGIC,
-        tar_bytes,
-        bytes.fromhex(tar_sha256),
-        INDEX_DTYPE.itemsize,
-    ) or size != _HEADER.size + count * row_bytes:
-        return None
-    if count == 0:
-        return np.zeros(0, INDEX_DTYPE)
-    return np.memmap(path, INDEX_DTYPE, mode="r", offset=_HEADER.size, shape=(count,))
+    try:
+        header = source.read(0, _HEADER.size)
+    except OSError:
+        header = b""
+    if len(header) == _HEADER.size and source.size <= MAX_TABLE_BYTES:
+        magic, of_bytes, of_sha256, count, row_bytes = _HEADER.unpack(header)
+        wanted = (_MAGIC, tar_bytes, bytes.fromhex(tar_sha256), INDEX_DTYPE.itemsize)
+        if (magic, of_bytes, of_sha256, row_bytes) == wanted and source.size == _HEADER.size + count * row_bytes:
+            return IndexFile(source, path, count)
+    source.close()
+    return None

@@ -13,6 +13,7 @@ import orjson
 from pam_aug.errors import ConfigError, SchemaError, ShardDamaged
 from pam_aug.schema import Candidate, Verdict
 from pam_aug.shards.atomic import create_temporary, fsync_folder, storage_errors, temporary_path, write_atomic
+from pam_aug.shards.files import Place, place, read_whole
 from pam_aug.shards.reader import ShardReader, read_marker
 from pam_aug.shards.writer import ShardKind
 
@@ -63,11 +64,15 @@ class MixSource:
 
 @dataclass(frozen=True, slots=True)
 class Mix:
-    """What the loader opens. The first source leads: an epoch is one pass over it. `when_short`: "repeat" or "stop"."""
+    """What the loader opens. The first source leads: an epoch is one pass over it. `when_short`: "repeat" or "stop".
+
+    `window_shards` 0 shuffles over all shards of a source; W reads W shards at a time, for data that seeks slowly.
+    """
 
     sources: tuple[MixSource, ...]
     seed: int = 0
     when_short: str = "repeat"
+    window_shards: int = 0
     version: int = MIX_VERSION
 
 
@@ -76,14 +81,19 @@ def write_mix(path: Path, mix: Mix) -> None:
     write_atomic(path, orjson.dumps(asdict(mix), option=orjson.OPT_INDENT_2) + b"\n")
 
 
-def read_mix(path: Path) -> Mix:
-    """A `mix.json`, or the one in a folder. Raises ConfigError where there is none, SchemaError for another content."""
-    path = Path(path)
-    path = path / "mix.json" if path.is_dir() else path
+def read_mix(path: Place | str) -> Mix:
+    """A `mix.json` or the one in a folder, by path or URL.
+
+    Raises ConfigError where there is none, SchemaError for another content.
+    """
+    path = place(path)
+    path = path if path.name.endswith(".json") else path / "mix.json"
     try:
-        tree = orjson.loads(path.read_bytes())
+        tree = orjson.loads(read_whole(path))
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give a finished build's folder") from error
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror or error}); give a finished build's folder"
+        ) from error
     except orjson.JSONDecodeError as error:
         raise SchemaError(f"{path}: not JSON ({error})", path=str(path)) from error
     if not isinstance(tree, dict) or tree.get("version") != MIX_VERSION:

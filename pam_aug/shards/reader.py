@@ -1,14 +1,13 @@
 """Reading a shard without trusting it: own USTAR scan, regular members of known suffixes only, nothing extracted.
 
-Bytes come by `pread`, not through a memory map: a file cut short under a map kills the process, while a short read is
-an error with a name.
+The shard may lie on a disk or at a URL (`shards/files.py`); both are read by ranges, and nothing is kept in memory but
+the table of members of a shard whose labels are read.
 """
 
-import os
 import re
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,10 @@ from jaxtyping import UInt8
 
 from pam_aug.errors import PamAugError, SchemaError, ShardDamaged, UnsafeInput
 from pam_aug.schema import SCHEMA_VERSION, Sample, check_key, sample_from_json
+from pam_aug.shards.files import Place, open_bytes, place, read_whole
 from pam_aug.shards.images import Suffix, decode_image
-from pam_aug.shards.index import INDEX_DTYPE, hand_rows, read_index
-from pam_aug.shards.writer import EXTRAS, index_path, marker_path
+from pam_aug.shards.index import INDEX_DTYPE, IndexFile, hand_rows, open_index
+from pam_aug.shards.writer import EXTRAS
 
 __all__ = ["ShardReader", "read_marker"]
 
@@ -44,11 +44,11 @@ class _Members:
         return "jpg" if "jpg" in self.spans else "png"
 
 
-def read_marker(path_tar: Path) -> dict[str, Any] | None:
+def read_marker(path_tar: Place | str) -> dict[str, Any] | None:
     """The commit marker beside a shard, or None where it is not committed. Raises ShardDamaged for another content."""
-    path = marker_path(path_tar)
+    path = place(path_tar).with_suffix(".json")
     try:
-        marker = orjson.loads(path.read_bytes())
+        marker = orjson.loads(read_whole(path))
     except FileNotFoundError:
         return None
     except (OSError, orjson.JSONDecodeError) as error:
@@ -66,23 +66,27 @@ def read_marker(path_tar: Path) -> dict[str, Any] | None:
 
 
 class ShardReader:
-    """One shard, opened for reading samples in any order from any thread.
+    """One shard, a path or a URL, opened for reading samples in any order from any thread.
 
-    len, `keys`, `sample(i)`, `image_bytes(i)`, `image(i)`, `extra(i, name)`; `rows` is the table of its hands.
+    len, `keys`, `sample(i)`, `image_bytes(i)`, `image(i)`, `extra(i, name)`; `rows` is the table of its hands, `row(i)`
+    one of them, read without the others. `marker` is its commit marker, where the caller has read it before.
     Raises ShardDamaged where bytes, structure or the commit marker disagree, UnsafeInput for what no shard of ours
     holds (links, absolute or `..` names, pickles, compression, sizes out of range), SchemaError for wrong labels.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self.marker = read_marker(self.path)
+    def __init__(self, path: Place | str, marker: Mapping[str, Any] | None = None) -> None:
+        self.path: Any = place(path)  # a Path, or a RemotePath for a URL
+        self.marker = read_marker(self.path) if marker is None else marker
         try:
-            self._descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            self._file = open_bytes(self.path)
         except OSError as error:
-            raise ShardDamaged(f"{self.path}: cannot be opened ({error.strerror})", path=str(self.path)) from error
-        self.bytes = os.fstat(self._descriptor).st_size
+            raise ShardDamaged(
+                f"{self.path}: cannot be opened ({error.strerror or error})", path=str(self.path)
+            ) from error
+        self.bytes = self._file.size
         self._scanned: list[_Members] | None = None
         self._rows: np.ndarray | None = None
+        self._index: IndexFile | None = None
         if self.marker is not None and self.marker["bytes"] != self.bytes:
             raise ShardDamaged(
                 f"{self.path}: {self.bytes} bytes, {self.marker['bytes']} were committed: restore it or build it again",
@@ -91,14 +95,11 @@ class ShardReader:
         if self.bytes > MAX_SHARD_BYTES:
             raise UnsafeInput(f"{self.path}: {self.bytes} bytes is over the limit of a shard", path=str(self.path))
 
-    def __del__(self) -> None:
-        self.close()
-
     def close(self) -> None:
-        """Closes the file; the reader is of no use afterwards."""
-        descriptor, self._descriptor = getattr(self, "_descriptor", -1), -1
-        if descriptor >= 0:
-            os.close(descriptor)
+        """Closes the files; the reader is of no use afterwards."""
+        self._file.close()
+        if self._index is not None:
+            self._index.close()
 
     def __enter__(self) -> "ShardReader":
         return self
@@ -117,15 +118,31 @@ class ShardReader:
     @property
     def has_index(self) -> bool:
         """Whether the `.idx` file beside the shard is there and is of this tar, going by its header."""
-        return self._read_index() is not None
+        return self._opened_index() is not None
 
     @property
     def rows(self) -> np.ndarray:
         """The hands' table (INDEX_DTYPE) from the `.idx` file, or from the labels where that is missing or stale."""
         if self._rows is None:
-            rows = self._read_index()
-            self._rows = self.derive_rows() if rows is None else rows
+            index = self._opened_index()
+            self._rows = self.derive_rows() if index is None else index.rows()
         return self._rows
+
+    @property
+    def hands(self) -> int:
+        """The number of rows."""
+        index = self._opened_index()
+        return len(self.rows) if index is None else index.count
+
+    def key_column(self) -> np.ndarray:
+        """The keys of `rows`, which are not held."""
+        index = self._opened_index()
+        return (self.rows if index is None else index.rows())["key"]
+
+    def row(self, i: int) -> np.void:
+        """Row `i` of `rows`; only this one is read where there is an index."""
+        index = self._opened_index()
+        return self.rows[i] if index is None else index.row(i)
 
     def sample(self, i: int) -> Sample:
         """Labels and provenance of sample `i`."""
@@ -202,18 +219,20 @@ class ShardReader:
             self._scanned = self._scan()
         return self._scanned
 
-    def _read_index(self) -> np.ndarray | None:
-        if self.marker is None:
-            return None
-        return read_index(index_path(self.path), self.bytes, self.marker["sha256"])
+    def _opened_index(self) -> IndexFile | None:
+        if self._index is None and self._rows is None and self.marker is not None:
+            self._index = open_index(self.path.with_suffix(".idx"), self.bytes, self.marker["sha256"])
+        return self._index
 
     def _read(self, offset: int, size: int) -> bytes:
         if offset < 0 or size < 0 or size > MAX_MEMBER_BYTES:
             raise ShardDamaged(f"{self.path}: {size} bytes at {offset} cannot be a member", path=str(self.path))
         try:
-            data = os.pread(self._descriptor, size, offset)
+            data = self._file.read(offset, size)
         except OSError as error:
-            raise ShardDamaged(f"{self.path}: cannot be read ({error.strerror})", path=str(self.path)) from error
+            raise ShardDamaged(
+                f"{self.path}: cannot be read ({error.strerror or error})", path=str(self.path)
+            ) from error
         if len(data) != size:
             raise ShardDamaged(f"{self.path}: ends inside a member at byte {offset}", path=str(self.path))
         return data

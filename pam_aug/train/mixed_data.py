@@ -151,7 +151,7 @@ class MixBatches(Dataset):
 
     def _kept(self, reader: ShardReader, number: int) -> Float[np.ndarray, "s s"]:
         """1 on hands, forearm and objects, 0 on the background, in the loader's crop. Raises ConfigError."""
-        row, size = reader.rows[number], self.dataset.crop_px
+        row, size = reader.row(number), self.dataset.crop_px
         assert size is not None
         ordinal = int(row["sample"])
         if "seg.png" not in reader.extras(ordinal):
@@ -168,10 +168,10 @@ class MixBatches(Dataset):
 
     def _model(self, reader: ShardReader, number: int) -> tuple[str, str, str]:
         """What made a label; read from its JSON once per process."""
-        known = self._models.setdefault(reader.path, [None] * len(reader.rows))
+        known = self._models.setdefault(reader.path, [None] * reader.hands)
         model = known[number]
         if model is None:
-            row = reader.rows[number]
+            row = reader.row(number)
             hand = reader.sample(int(row["sample"])).hands[int(row["hand"])]
             model = known[number] = (str(reader.path.resolve().parent.parent), hand.hand_model, hand.tips)
         return model
