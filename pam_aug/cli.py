@@ -31,6 +31,9 @@ Candidates = Annotated[int | None, typer.Option(help="Candidates per input.")]
 Source = Annotated[
     str | None, typer.Option(help="The source's converter; its options go through --set source.NAME=VALUE.")
 ]
+Estimator = Annotated[
+    str | None, typer.Option(help="Who judges: simplehand, hamer, …; names joined by commas judge together.")
+]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
@@ -47,6 +50,7 @@ def build(
         Path | None, typer.Option(help="Folder of converted real shards, where the source has no images.")
     ] = None,
     real_fraction: Annotated[str | None, typer.Option(help="Share of the real sequences that is kept.")] = None,
+    estimator: Estimator = None,
     workers: Workers = -1,
     set_: Set = None,
     dry_run: DryRun = False,
@@ -61,6 +65,7 @@ def build(
             "inputs": inputs,
             "generate.candidates": candidates,
             "real": None if real is None else {"shards": str(real)},
+            "score.estimator": _judges(estimator),
         },
         set_,
     )
@@ -103,13 +108,15 @@ def generate(
     source: Source = None,
     inputs: Inputs = None,
     candidates: Candidates = None,
+    estimator: Estimator = None,
     workers: Workers = -1,
     set_: Set = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Generate, score, select and pack the synthetic half only."""
-    overrides = _overrides({"source.converter": source, "inputs": inputs, "generate.candidates": candidates}, set_)
+    named = {"source.converter": source, "inputs": inputs, "generate.candidates": candidates}
+    overrides = _overrides({**named, "score.estimator": _judges(estimator)}, set_)
     _build(recipe, overrides, out, ("synthetic",), workers, dry_run, as_json)
 
 
@@ -179,7 +186,10 @@ def repair(
 def select(
     folder: Annotated[Path, typer.Argument(help="The output folder of a build that kept its rejected samples.")],
     out: Annotated[Path, typer.Option("--out", help="A new folder; the same command resumes. The build stays.")],
-    preset: Annotated[str | None, typer.Option(help="default or pam; without it, the build's own rule.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="default, pam, handbooster-dexycb, handbooster-ho3d; without it, the build's own rule."),
+    ] = None,
     workers: Workers = -1,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Override the rule: gate=25, reject=1/3.")] = None,
     dry_run: DryRun = False,
@@ -203,24 +213,21 @@ def mix(
         Path | None, typer.Option(help="Write the mix as shards into this folder; mix.json stays as it is.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="How many epochs are written.")] = 1,
-    window_shards: Annotated[
-        int | None, typer.Option(help="Shuffle this many shards at a time, for slow disks and URLs; 0 shuffles all.")
-    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Give a build another ratio or shuffle (rewrites mix.json, copies nothing), or write its mix as shards."""
+    """Give a build another ratio (rewrites mix.json, copies nothing), or write the mix out for other readers."""
     from pam_aug import materialize as mixing
     from pam_aug.build.progress import Progress
 
-    if materialize is not None and window_shards is None:
+    if materialize is not None:
         todo = mixing.materialize(folder, materialize, ratio, epochs, dry_run=True)
         with Progress(todo.samples, "samples") as bar:
             result = mixing.materialize(folder, materialize, ratio, epochs, dry_run=dry_run, progress=bar.add)
-    elif materialize is None and (ratio is not None or window_shards is not None):
-        result = mixing.change_mix(folder, ratio, window_shards, dry_run)
+    elif ratio is not None:
+        result = mixing.change_ratio(folder, ratio, dry_run)
     else:
-        raise ConfigError("mix: give --ratio R or --window-shards N for another mix, or --materialize OUT to write it")
+        raise ConfigError("mix: give --ratio R for another ratio, or --materialize OUT to write the mix as shards")
     typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
 
 
@@ -234,39 +241,6 @@ def train(
     from pam_aug.train import run
 
     run(_recipes().load_recipe(recipe), out, overrides=set_ or [])
-
-
-@app.command("eval")
-def evaluate(
-    folder: Annotated[Path, typer.Argument(help="A build's or conversion's folder, or a folder of shards.")],
-    estimator: Annotated[str, typer.Option(help="Who is evaluated; its options go through --set NAME=VALUE.")] = (
-        "simplehand"
-    ),
-    predictions: Annotated[Path | None, typer.Option(help="A result file that is evaluated instead.")] = None,
-    form: Annotated[str, typer.Option("--format", help="Its form: freihand (.json) or dexycb.")] = "",
-    part: Annotated[str, typer.Option(help="all, real or synthetic shards.")] = "all",
-    root: Annotated[int, typer.Option(help="Root joint of unaligned errors: 0 the wrist, 9 the middle base.")] = 0,
-    alignment: Annotated[str, typer.Option(help="proper, or freihand, which allows reflections.")] = "proper",
-    limit: Annotated[int, typer.Option(help="The first hands only; -1 takes all.")] = -1,
-    mano_dir: Annotated[Path | None, typer.Option(help="MANO files, where labels were made with MANO.")] = None,
-    freihand: Annotated[Path | None, typer.Option(help="Write FreiHAND's pred.json here.")] = None,
-    dexycb: Annotated[Path | None, typer.Option(help="Write DexYCB's result file here.")] = None,
-    set_: Set = None,
-    as_json: Json = False,
-) -> None:
-    """Pose errors of an estimator, or of a result file, against shards' labels, per side, object and occlusion."""
-    from pam_aug import registry
-    from pam_aug.build.config import open_backend
-    from pam_aug.config import resolve, to_dict
-    from pam_aug.evaluate import evaluation as pose
-
-    options = pose.EvaluationOptions(part, limit, root, alignment, mano_dir, freihand, dexycb)
-    if predictions is not None:
-        result = pose.evaluate_predictions(folder, predictions, form, options)
-    else:
-        given = to_dict(resolve(registry.load("estimators", estimator).Options, {}, set_ or [], where="--set"))
-        result = pose.evaluate_estimator(folder, open_backend("estimators", estimator, given, "--set"), options)
-    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
 
 
 @export_app.command("simplehand")
@@ -380,6 +354,10 @@ def _named_options(arguments: list[str]) -> list[str]:
 def _recipes() -> Any:
     """The recipes folder, by name: it stands beside this package in the repository, where type checkers miss it."""
     return importlib.import_module("pam_aug.recipes")
+
+
+def _judges(names: str | None) -> str | list[str] | None:
+    return names.split(",") if names and "," in names else names
 
 
 def _overrides(values: dict[str, Any], set_: list[str] | None) -> list[str]:

@@ -61,14 +61,18 @@ class Array:
             array = np.asarray(value, dtype=self.dtype)
         except (TypeError, ValueError) as error:
             raise SchemaError(f"{where}: not an array of numbers ({error})", field=where) from error
-        if array.size == 0 and len(self.shape) > 1:
-            array = array.reshape(0, *self.shape[1:])
-        if len(array.shape) != len(self.shape) or any(
-            want not in (-1, got) for want, got in zip(self.shape, array.shape)
-        ):
-            raise SchemaError(f"{where}: shape {array.shape}, expected {self.shape}", field=where)
-        if array.dtype == np.float32 and not np.isfinite(array).all():
-            raise SchemaError(f"{where}: holds a NaN or an infinity; absent values are -1, never NaN", field=where)
+        if array.shape != self.shape:
+            if array.size == 0 and len(self.shape) > 1:
+                array = array.reshape(0, *self.shape[1:])
+            if len(array.shape) != len(self.shape) or any(
+                want not in (-1, got) for want, got in zip(self.shape, array.shape)
+            ):
+                raise SchemaError(f"{where}: shape {array.shape}, expected {self.shape}", field=where)
+        if array.dtype == np.float32:
+            flat = array.reshape(-1)
+            # One product is NaN or infinite wherever a number is, at a third of the price; it can also overflow.
+            if not math.isfinite(flat.dot(flat)) and not np.isfinite(array).all():
+                raise SchemaError(f"{where}: holds a NaN or an infinity; absent values are -1, never NaN", field=where)
         array.setflags(write=False)
         return array
 
@@ -236,10 +240,28 @@ class Verdict:
 
 
 @dataclass(frozen=True, slots=True)
+class Judgement:
+    """What one of several estimators found on a candidate; the same fields as the candidate's own."""
+
+    estimator: str
+    err_mm: float
+    pa_err_mm: float
+    err_2d: float
+    mask_iou: float
+    vert_err_mm: float
+    pa_vert_err_mm: float
+    side_agrees: bool
+    failure: str
+
+
+@dataclass(frozen=True, slots=True)
 class Candidate:
     """One row of the candidates table: every generated image, kept or rejected.
 
-    Errors are +inf where nothing could be scored, with the cause in `failure`.
+    Errors are +inf where nothing could be scored, with the cause in `failure`. `vert_err_mm` (wrist on wrist) and
+    `pa_vert_err_mm` are over the mesh's vertices, -1 where the meshes cannot be compared. `side_agrees` is False where
+    the estimate's mirror image fits the label better. Where several estimators judge together, `judgements` holds what
+    each found, and the errors are the combined ones; it is empty where one judged alone.
     """
 
     input_key: str
@@ -253,6 +275,10 @@ class Candidate:
     mask_iou: float
     failure: str = ""
     verdict: Verdict = field(default_factory=lambda: Verdict(kept=True))
+    vert_err_mm: float = -1.0
+    pa_vert_err_mm: float = -1.0
+    side_agrees: bool = True
+    judgements: tuple[Judgement, ...] = ()
 
     @property
     def key(self) -> str:

@@ -54,12 +54,17 @@ def no_models(monkeypatch):
     monkeypatch.setattr(fakes.FakeEstimator, "estimate", never)
 
 
+NO_MESH = ["gates.vert_err_mm=-1", "gates.pa_vert_err_mm=-1"]  # the fake estimator has none
+HO3D = ["select.reject=0", "select.gates.err_mm=125"]
+
+
 @pytest.mark.parametrize(
     ("preset", "rule", "same"),
     [
         (None, ["gate=125"], ["select.gate=125"]),
         ("pam", [], ["select.scope=build"]),
-        ("pam", ["reject=1/2"], ["select.scope=build", "select.reject=1/2"]),
+        ("pam", ["reject=1/2"], ["select.preset=pam", "select.reject=1/2"]),
+        (None, ["preset=handbooster-ho3d", "gates.err_mm=125", "gates.pa_err_mm=-1", *NO_MESH], HO3D),
     ],
 )
 def test_it_equals_a_build_with_that_rule(tmp_path, built, monkeypatch, preset, rule, same):
@@ -150,4 +155,7 @@ def test_the_record_names_the_new_rule(tmp_path, built):
     reselect(built, tmp_path / "out", "pam", ["gate=125"], workers=0)
     record = orjson.loads((tmp_path / "out" / "build.json").read_bytes())
     wanted = {"reject": "0.25", "gate": 125.0, "by": "err_mm", "scope": "build"}
-    assert record["identity"]["select"] == record["config"]["select"] == wanted
+    assert record["identity"]["select"] == wanted
+    assert record["config"]["select"] == {
+        "preset": "pam", "reject": "", "gate": 125.0, "by": "err_mm", "scope": "", "gates": {}, "check_side": False,
+    }  # fmt: skip

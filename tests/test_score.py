@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from pam_aug.errors import SchemaError
+from pam_aug.errors import ConfigError, SchemaError
 from pam_aug.estimators.base import Estimates, HandQuery, tight_box
 from pam_aug.geometry import axis_angle_to_matrix
 from pam_aug.hand import HandLayer, load_open_hand
 from pam_aug.rollouts.label import hand_label
 from pam_aug.rollouts.scene import HandMesh, hand_vertices
 from pam_aug.schema import Camera, Candidate, Hand, Sample, Source
-from pam_aug.score import hand_errors, score_candidates, score_of
+from pam_aug.score import combine_scores, hand_errors, looks_mirrored, score_candidates, score_of
 
 K = np.array([[200.0, 0, 50], [0, 200, 50], [0, 0, 1]])
 CAMERA = Camera(100, 100, K, np.eye(4))
@@ -169,3 +169,101 @@ def test_silhouettes_overlap_wholly_partly_or_are_not_compared():
     assert 0.2 < errors.mask_iou[1] < 0.9
     assert errors.mask_iou[2:].tolist() == [0.0, -1.0]
     assert hand_errors(found, label).mask_iou.tolist() == [-1.0] * 4
+
+
+def test_vertices_are_compared_where_the_triangles_are_the_same():
+    label, mesh = posed_left_hand()
+    own = mesh.verts_cam_m - mesh.joints_cam_m[0]
+    turn = axis_angle_to_matrix(np.array([0.0, 0.3, 0.0]))
+    verts = np.stack([own, own + np.array([0.003, 0, 0.004]), own @ turn.T, own])
+    found = replace(estimates([0.0] * 4, valid=[True, True, True, False]), verts_m=verts)
+    flipped = mesh.assets.f[::-1, [0, 2, 1]]  # another order and winding
+    for faces in (None, mesh.assets.f, flipped):
+        errors = hand_errors(replace(found, faces=faces), label, CAMERA, mesh)
+        assert errors.vert_err_mm[:2] == pytest.approx([0, 5], abs=1e-9)
+        turned = 1000 * np.linalg.norm(own @ turn.T - own, axis=-1).mean()
+        assert errors.vert_err_mm[2:].tolist() == [pytest.approx(turned), math.inf]
+        assert errors.pa_vert_err_mm[:3] == pytest.approx([0, 0, 0], abs=1e-6)
+        assert errors.mask_iou[0] == 1.0
+    other = hand_errors(replace(found, faces=np.roll(mesh.assets.f, 1, axis=1) // 2), label, CAMERA, mesh)
+    assert other.vert_err_mm.tolist() == other.pa_vert_err_mm.tolist() == [-1.0] * 4
+    assert hand_errors(found, label).vert_err_mm.tolist() == [-1.0] * 4
+
+
+def test_a_silhouette_is_drawn_with_the_estimates_own_triangles():
+    label, mesh = posed_left_hand()
+    order = np.random.default_rng(0).permutation(778)  # another hand model: the same surface, numbered otherwise
+    verts = np.empty((1, 778, 3))
+    verts[0, order] = mesh.verts_cam_m - mesh.joints_cam_m[0]
+    whole = np.concatenate([mesh.assets.f, mesh.assets.f_cap])
+    found = replace(estimates([0.0]), verts_m=verts, faces=order[whole])
+    errors = hand_errors(found, label, CAMERA, mesh)
+    assert errors.mask_iou.tolist() == [1.0]
+    assert errors.vert_err_mm.tolist() == [-1.0]
+
+
+def test_a_hand_of_the_other_side_is_seen_by_its_mirror_image():
+    layer = HandLayer(load_open_hand("right"), dtype=torch.float64)
+    pose = np.zeros(45)
+    pose[2::3] = 0.6
+    label = hand_label(layer, "open_hand", np.array([0.4, 0.2, 1.0]), pose, np.zeros(10), np.array([0, 0, 0.5]), CAMERA)
+    own = (label.joints_cam_m - label.joints_cam_m[0]).astype(np.float64)
+    noise = np.random.default_rng(2).normal(0, 0.004, (2, 21, 3))
+    shown = np.stack([own, own * [-1, 1, 1], own * [1, 1, -1], own + noise[0], own * [-1, 1, 1] + noise[1]])
+    found = Estimates(shown, np.repeat(PX[None], 5, 0), None, np.ones(5, bool), ("",) * 5)
+    assert hand_errors(found, label).side_agrees.tolist() == [True, False, False, True, False]
+    flat = own * [1, 1, 1e-3]  # in one plane: its own mirror image
+    assert not looks_mirrored(flat[None] * [1, 1, -1], flat).any()
+    rows = score_candidates(
+        sample(label), [IMAGE] * 5, range(5), estimator=Scripted([found]), generator="g"
+    )  # fmt: skip
+    assert [row.side_agrees for row in rows] == [True, False, False, True, False]
+
+
+# ---------------------------------------------------------------------------------------------------- several judges
+
+
+def judged(name: str, err: float, vert: float = -1.0, iou: float = -1.0, **more) -> Candidate:
+    row = Candidate("demo/s/q/c/f", 0, 7, "g", name, err, err / 2, err / 100, iou)
+    return replace(row, vert_err_mm=vert, **more)
+
+
+def test_two_judges_are_combined_and_each_is_kept():
+    one, two = judged("hamer", 10.0, vert=8.0, iou=0.5), judged("simplehand", 20.0, iou=0.7)
+    (mean,) = combine_scores([[one], [two]], "mean")
+    assert (mean.estimator, mean.err_mm, mean.pa_err_mm) == ("mean(hamer,simplehand)", 15.0, 7.5)
+    assert (mean.err_2d, mean.mask_iou, mean.vert_err_mm, mean.pa_vert_err_mm) == (pytest.approx(0.15), 0.6, 8.0, -1.0)
+    (worst,) = combine_scores([[one], [two]], "worst")
+    assert (worst.estimator, worst.err_mm, worst.mask_iou, worst.vert_err_mm) == (
+        "worst(hamer,simplehand)", 20.0, 0.5, 8.0,
+    )  # fmt: skip
+    for row in (mean, worst):
+        assert [(j.estimator, j.err_mm, j.vert_err_mm) for j in row.judgements] == [
+            ("hamer", 10.0, 8.0), ("simplehand", 20.0, -1.0),
+        ]  # fmt: skip
+        assert (row.input_key, row.index, row.seed, row.side_agrees) == (one.input_key, 0, 7, True)
+
+
+def test_one_judge_alone_is_left_as_it_is():
+    rows = [judged("hamer", 3.0)]
+    for rule in ("mean", "worst"):
+        assert combine_scores([rows], rule) == rows
+
+
+def test_what_one_judge_cannot_score_has_failed():
+    lost = replace(judged("b", math.inf), failure="left hand: no hand found")
+    (row,) = combine_scores([[judged("a", 3.0, side_agrees=False)], [lost]], "mean")
+    assert (row.err_mm, row.mask_iou, row.failure) == (math.inf, -1.0, "b: left hand: no hand found")
+    assert not row.side_agrees
+    assert [j.failure for j in row.judgements] == ["", "left hand: no hand found"]
+    absent = [[replace(judged(name, math.inf), failure="no image")] for name in "ab"]
+    assert combine_scores(absent, "worst")[0].failure == "no image"
+
+
+def test_what_cannot_be_combined_is_refused():
+    with pytest.raises(ConfigError, match="mean, worst"):
+        combine_scores([[judged("a", 1.0)]], "median")
+    with pytest.raises(SchemaError):
+        combine_scores([[judged("a", 1.0)], [judged("b", 1.0, seed=8)]], "mean")
+    with pytest.raises(SchemaError):
+        combine_scores([[judged("a", 1.0)], []], "mean")

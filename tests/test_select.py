@@ -1,11 +1,14 @@
 """Selection: exact verdicts on small lists, and invariants over random ones."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pam_aug.build.config import BuildConfig
+from pam_aug.config import resolve, to_dict
 from pam_aug.errors import ConfigError
 from pam_aug.schema import Candidate, Verdict
 from pam_aug.select import PRESETS, SelectConfig, select
@@ -14,9 +17,18 @@ KEY = "demo/s/q/c/f"
 
 
 def row(
-    index: int, err_mm: float, key: str = KEY, failure: str = "", pa: float = 0.0, err_2d: float = 0.0
+    index: int,
+    err_mm: float,
+    key: str = KEY,
+    failure: str = "",
+    pa: float = 0.0,
+    err_2d: float = 0.0,
+    vert: float = -1.0,
+    pa_vert: float = -1.0,
+    side_agrees: bool = True,
 ) -> Candidate:
-    return Candidate(key, index, index, "rendered", "simplehand", err_mm, pa, err_2d, -1.0, failure)
+    made = Candidate(key, index, index, "rendered", "simplehand", err_mm, pa, err_2d, -1.0, failure)
+    return replace(made, vert_err_mm=vert, pa_vert_err_mm=pa_vert, side_agrees=side_agrees)
 
 
 def kept(verdicts: list[Verdict]) -> list[int]:
@@ -81,8 +93,7 @@ def test_scopes_rank_per_input_or_over_the_build():
     other = "demo/s/q/c/g"
     rows = [row(i, float(i)) for i in range(4)] + [row(i, 10.0 + i, key=other) for i in range(4)]
     assert kept(select(rows)) == [0, 1, 2, 4, 5, 6]
-    assert PRESETS["pam"].scope == "build"
-    verdicts = select(rows, PRESETS["pam"])
+    verdicts = select(rows, SelectConfig(preset="pam"))
     assert kept(verdicts) == [0, 1, 2, 3, 4, 5]
     assert verdicts[7].reason == "rank 8 of 8: 13.0 mm"
 
@@ -93,13 +104,92 @@ def test_other_errors_rank_by_their_own_unit():
     assert select(rows, SelectConfig(by="err_2d"))[1].reason == "rank 2 of 2: 0.250"
 
 
+HANDBOOSTER = {
+    "handbooster-dexycb": {"err_mm": 25.0, "vert_err_mm": 25.0, "pa_err_mm": 10.0, "pa_vert_err_mm": 10.0},
+    "handbooster-ho3d": {"err_mm": 50.0, "vert_err_mm": 50.0, "pa_err_mm": 20.0, "pa_vert_err_mm": 20.0},
+}
+
+
+@pytest.mark.parametrize("preset", sorted(HANDBOOSTER))
+def test_handboosters_four_gates(preset):
+    config, limits = SelectConfig(preset=preset), HANDBOOSTER[preset]
+    assert config.limits() == limits
+    at = dict(zip(("err_mm", "vert", "pa", "pa_vert"), limits.values()))
+    rows = [row(0, **at)]  # an error on its gate passes
+    for name in at:
+        rows.append(row(len(rows), **{**at, name: at[name] + 0.1}))
+    verdicts = select(rows, config)
+    assert kept(verdicts) == [0]  # no share goes beside the gates
+    wrist, aligned = f"{limits['err_mm'] + 0.1:.1f} mm > {limits['err_mm']:g} mm", limits["pa_err_mm"]
+    assert [v.reason for v in verdicts[1:3]] == [f"gate: {wrist}", f"gate: vert_err_mm {wrist}"]
+    assert verdicts[3].reason == f"gate: pa_err_mm {aligned + 0.1:.1f} mm > {aligned:g} mm"
+    assert verdicts[4].reason == f"gate: pa_vert_err_mm {aligned + 0.1:.1f} mm > {aligned:g} mm"
+
+
+def test_handbooster_alone_tied_failed_and_not_measured():
+    config = SelectConfig(preset="handbooster-dexycb")
+    fine = {"err_mm": 5.0, "vert": 5.0, "pa": 3.0, "pa_vert": 3.0}
+    assert kept(select([row(0, **fine)], config)) == [0]
+    assert kept(select([row(0, **{**fine, "pa": 10.5})], config)) == []
+    assert kept(select([row(i, **fine) for i in range(4)], config)) == [0, 1, 2, 3]
+    assert kept(select([row(i, math.inf, failure="x") for i in range(4)], config)) == []
+    odd = [row(0, **{**fine, "pa": math.nan}), row(1, **{**fine, "vert": -1.0}), row(2, math.nan)]
+    assert [v.reason for v in select(odd, config)] == [
+        "gate: pa_err_mm was not measured", "gate: vert_err_mm was not measured", "failed: no finite error",
+    ]  # fmt: skip
+
+
+def test_the_pam_preset_alone_tied_and_failed():
+    config = SelectConfig(preset="pam")
+    assert kept(select([row(0, 99.0)], config)) == [0]
+    tied = [row(i, 4.0, key=key) for key in (KEY, "demo/s/q/c/e") for i in range(2)]
+    assert kept(select(tied, config)) == [0, 2, 3]  # index 1 of the later key is the worst of equals
+    assert kept(select([row(i, math.nan) for i in range(3)], config)) == []
+
+
+def test_a_preset_is_a_start_that_fields_replace():
+    given = resolve(SelectConfig, {"preset": "handbooster-dexycb"}, ["gates.err_mm=30", "gates.vert_err_mm=-1"])
+    assert given.limits() == {"err_mm": 30.0, "pa_err_mm": 10.0, "pa_vert_err_mm": 10.0}
+    assert (given.resolved().reject, given.resolved().scope) == ("0", "input")
+    assert resolve(SelectConfig, to_dict(given)) == given  # as a build's record is read again
+    assert given.resolved().resolved() == given.resolved()
+    assert resolve(SelectConfig, {}, ["preset=pam", "reject=1/3"]).rule() == {
+        "reject": "1/3", "gate": -1.0, "by": "err_mm", "scope": "build",
+    }  # fmt: skip
+    for name in PRESETS:
+        spelled = {k: v for k, v in to_dict(SelectConfig(preset=name).resolved()).items() if k != "preset"}
+        assert SelectConfig(**spelled).rule() == SelectConfig(preset=name).rule()
+
+
+def test_a_builds_configuration_takes_a_preset():
+    config = resolve(BuildConfig, {"select": {"preset": "pam"}}, ["select.reject=0.5"])
+    assert config.select.rule() == {"reject": "0.5", "gate": -1.0, "by": "err_mm", "scope": "build"}
+    config = resolve(BuildConfig, {}, ["select.preset=handbooster-ho3d"])
+    assert config.select.limits() == HANDBOOSTER["handbooster-ho3d"]
+    with pytest.raises(ConfigError, match="handbooster-dexycb"):
+        resolve(BuildConfig, {}, ["select.preset=handboster"])
+
+
+def test_the_lower_of_two_gates_on_one_error_counts():
+    assert SelectConfig(gate=20.0, gates={"err_mm": 25.0}).limits() == {"err_mm": 20.0}
+    assert SelectConfig(gate=30.0, gates={"err_mm": 25.0, "err_2d": 0.1}).limits() == {"err_mm": 25.0, "err_2d": 0.1}
+
+
+def test_the_side_check_refuses_where_it_is_asked_for():
+    rows = [row(0, 5.0, side_agrees=False), row(1, 6.0)]
+    assert kept(select(rows, SelectConfig(reject="0"))) == [0, 1]
+    verdicts = select(rows, SelectConfig(reject="0", check_side=True))
+    assert kept(verdicts) == [1]
+    assert verdicts[0].reason.startswith("side:")
+
+
 def test_no_candidates_no_verdicts():
     assert select([]) == []
 
 
 @pytest.mark.parametrize(
     "wrong", [{"reject": "1"}, {"reject": "-0.1"}, {"reject": "a"}, {"reject": "1/0"}, {"by": "x"}, {"scope": "y"},
-              {"gate": math.nan}]
+              {"preset": "pma"}, {"gates": {"errmm": 3.0}}, {"gates": {"err_mm": math.nan}}]
 )  # fmt: skip
 def test_rules_that_cannot_be_run_are_refused(wrong):
     with pytest.raises(ConfigError):

@@ -28,6 +28,7 @@ from pam_aug.estimators.simplehand_net import (
 )
 from pam_aug.geometry import flip_intrinsics, pa_mpjpe_mm, project, root_aligned_mpjpe_mm
 from pam_aug.hand import HandLayer, load_open_hand
+from pam_aug.hand.joints import TIP_SETS, TIPS_21
 from pam_aug.rollouts.scene import build_scene
 
 TINY_FIELDS = {"input_px": 64, "widths": [16, 16, 24, 32], "depths": [1, 1, 1, 1], "dims": [32, 16, 8], "heads": 2}
@@ -231,6 +232,17 @@ def test_a_mirrored_image_of_the_other_hand_gives_the_mirrored_estimate(estimato
     assert left.joints_m * [-1, 1, 1] == pytest.approx(right.joints_m, abs=2e-4)
     assert left.verts_m * [-1, 1, 1] == pytest.approx(right.verts_m, abs=2e-4)
     assert 299 - left.joints_px[..., 0] == pytest.approx(right.joints_px[..., 0], abs=0.3)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_fingertips_are_the_labels_own_vertices(estimator, side):
+    found = {tips: estimator.estimate(images(2), [HandQuery(side, BOX, K, tips)] * 2) for tips in TIP_SETS}
+    for tips, sets in TIP_SETS.items():
+        assert found[tips].joints_m[:, TIPS_21] == pytest.approx(found[tips].verts_m[:, sets[side]], abs=1e-9)
+        rest = [j for j in range(21) if j not in TIPS_21]
+        assert np.array_equal(found[tips].joints_m[:, rest], found["smplx"].joints_m[:, rest])
+    with pytest.raises(BackendError, match="tip set 'other'"):
+        estimator.estimate(images(1), [HandQuery(side, BOX, K, "other")])
 
 
 def test_estimates_repeat_bit_for_bit_and_in_blocks(estimator, weights):

@@ -9,6 +9,7 @@ from pam_aug.build.hand_crop import CropOptions, HandCrops
 from pam_aug.config import resolve, to_dict
 from pam_aug.errors import AssetMissing, ConfigError
 from pam_aug.mix_order import parse_ratio
+from pam_aug.score import COMBINE_RULES, combined_name
 from pam_aug.select import SelectConfig
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "check",
     "open_backend",
     "open_converter",
+    "open_judges",
     "pixel_fields",
 ]
 
@@ -34,8 +36,33 @@ class GenerateConfig:
 
 @dataclass(frozen=True)
 class ScoreConfig:
-    estimator: str = "simplehand"
-    options: dict[str, Any] = field(default_factory=dict)  # the estimator's own
+    """Who judges: an estimator's name and its options, or a list of names that judge together, and options by name."""
+
+    estimator: Any = "simplehand"
+    options: dict[str, Any] = field(default_factory=dict)
+    combine: str = "mean"  # how several estimators' errors become one: "mean" or "worst"; recorded where there are
+
+    def judges(self) -> list[tuple[str, dict[str, Any]]]:
+        """Name and options of each estimator, in order. Raises ConfigError for what names none."""
+        if isinstance(self.estimator, str):
+            return [(self.estimator, self.options)]
+        names = self.estimator
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise ConfigError(f"score.estimator: {names!r}; give a name, or a list of names that judge together")
+        if len(set(names)) != len(names):
+            raise ConfigError(f"score.estimator: {names!r} names an estimator twice")
+        strangers = sorted(set(self.options) - set(names))
+        if strangers:
+            raise ConfigError(
+                f"score.options.{strangers[0]}: where several estimators judge, options are given by estimator: "
+                + ", ".join(f"score.options.{name}" for name in names)
+            )
+        return [(name, self.options.get(name) or {}) for name in names]
+
+    @property
+    def name(self) -> str:
+        """What the candidates table calls the judge."""
+        return combined_name([name for name, _ in self.judges()], self.combine)
 
 
 @dataclass(frozen=True)
@@ -80,7 +107,9 @@ _NOT_PIXELS = ("mix",)
 
 def pixel_fields(config: BuildConfig) -> dict[str, Any]:
     """The part of a configuration that decides which bytes the shards hold."""
-    tree = to_dict(config)
+    tree = to_dict(config) | {"select": config.select.rule()}
+    if len(config.score.judges()) == 1:
+        del tree["score"]["combine"]
     return {f.name: tree[f.name] for f in fields(config) if f.name not in _NOT_PIXELS}
 
 
@@ -117,6 +146,13 @@ def open_backend(kind: registry.Kind, name: str, options: Mapping[str, Any], whe
     return made
 
 
+def open_judges(score: ScoreConfig) -> list[Any]:
+    """The estimators that judge, as `open_backend` opens each."""
+    judges = score.judges()
+    where = "score.options" if len(judges) == 1 else "score.options.{}"
+    return [open_backend("estimators", name, options, where.format(name)) for name, options in judges]
+
+
 def check(config: BuildConfig) -> None:
     """Values that the types do not rule out. Raises ConfigError with all problems."""
     problems: list[str] = []
@@ -133,6 +169,8 @@ def check(config: BuildConfig) -> None:
             problems.append(f"shards.{name}: must be at least 1")
     if config.mix.when_short not in ("repeat", "stop"):
         problems.append(f'mix.when_short: {config.mix.when_short!r} is neither "repeat" nor "stop"')
+    if config.score.combine not in COMBINE_RULES:
+        problems.append(f"score.combine: {config.score.combine!r}; choose one of {', '.join(COMBINE_RULES)}")
     for name in ("ratio", "real_fraction"):
         try:
             parse_ratio(getattr(config.mix, name))

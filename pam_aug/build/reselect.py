@@ -69,7 +69,7 @@ def plan_reselection(folder: Path, preset: str | None = None, overrides: Sequenc
     kept = [v.kept for v in select(rows, config.select)]
     was = [row.verdict.kept for row in rows]
     return Reselection(
-        rule=to_dict(config.select),
+        rule=config.select.rule(),
         candidates=len(rows),
         kept_before=sum(was),
         kept=sum(kept),
@@ -141,11 +141,13 @@ def _open(folder: Path, preset: str | None, overrides: Sequence[str]) -> tuple[B
 
 
 def _rule(rule: SelectConfig, preset: str | None, overrides: Sequence[str]) -> SelectConfig:
-    if preset is not None:
-        if preset not in PRESETS:
-            raise ConfigError(f"preset {preset!r}: choose one of {', '.join(PRESETS)}", preset=preset)
-        rule = PRESETS[preset]
-    return resolve(SelectConfig, to_dict(rule), overrides, where="select")
+    """The preset, or the build's own rule, with `overrides` on top; a preset among them replaces the own rule, too."""
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"preset {preset!r}: choose one of {', '.join(PRESETS)}", preset=preset)
+    if preset is None and any(override.partition("=")[0].strip() == "preset" for override in overrides):
+        preset = ""
+    base = to_dict(rule) if preset is None else {"preset": preset} if preset else {}
+    return resolve(SelectConfig, base, overrides, where="select")
 
 
 def _stage(folder: Path, out: Path, shard: int, candidates: int) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pam_aug.build.config import BuildConfig, check, open_backend, open_converter, pixel_fields
+from pam_aug.build.config import BuildConfig, check, open_backend, open_converter, open_judges, pixel_fields
 from pam_aug.build.finish import Result, finish
 from pam_aug.build.hand_crop import HandCrops
 from pam_aug.build.layout import candidates_path, hands_folder, shards_folder
@@ -89,8 +89,9 @@ def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic")) -> P
         synthetic = _slices(spread, config.shards.inputs_per_shard)
         generate = config.generate
         generator = open_backend("generators", generate.generator, generate.options, "generate.options")
-        estimator = open_backend("estimators", config.score.estimator, config.score.options, "score.options")
-        identity |= {"generator_version": generator.version, "estimator_version": estimator.version}
+        versions = {judge.name: judge.version for judge in open_judges(config.score)}
+        judged_by = next(iter(versions.values())) if len(versions) == 1 else versions
+        identity |= {"generator_version": generator.version, "estimator_version": judged_by}
 
     real: list[tuple[int, ...]] = []
     if "real" in parts and "shards" not in real_section:
@@ -172,7 +173,7 @@ def _run_units(todo: Plan, out: Path, workers: int) -> None:
     candidates = todo.config.generate.candidates
     total = sum(map(len, real.values())) + candidates * sum(map(len, synthetic.values()))
     job = Job(todo.config, todo.real_section, out)
-    whole_build = todo.config.select.scope == "build"
+    whole_build = todo.config.select.resolved().scope == "build"
     left = Counter({s: len(indices) for s, indices in synthetic.items()})
     ready: deque[PackSynthetic] = deque()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pam_aug.build.config import BuildConfig, open_backend, open_converter
+from pam_aug.build.config import BuildConfig, open_backend, open_converter, open_judges
 from pam_aug.build.hand_crop import AbsentHand, HandCrops
 from pam_aug.build.layout import candidates_path, rejected_path, shards_folder
 from pam_aug.build.workdir import InputWork, drop_shard_work
@@ -17,7 +17,7 @@ from pam_aug.render.conditions import Conditions, depth_png, seg_png
 from pam_aug.render.pieces import scene_conditions
 from pam_aug.rollouts.scene import Item, LeftOut, build_scene
 from pam_aug.schema import Candidate, Generation, Sample, Verdict, make_key
-from pam_aug.score import score_candidates, score_of
+from pam_aug.score import combine_scores, score_candidates, score_of
 from pam_aug.seeds import candidate_seed
 from pam_aug.select import select
 from pam_aug.shards.images import decode_image
@@ -103,8 +103,8 @@ class Worker:
         return open_backend("generators", generate.generator, generate.options, "generate.options")
 
     @functools.cached_property
-    def _estimator(self) -> Any:
-        return open_backend("estimators", self._config.score.estimator, self._config.score.options, "score.options")
+    def _judges(self) -> list[Any]:
+        return open_judges(self._config.score)
 
     # ------------------------------------------------------------------------------------------------------- real half
 
@@ -172,9 +172,12 @@ class Worker:
             work.put_image(i, made.jpeg)
             images[i] = made.jpeg
         decoded = [decode_image(images[i], "jpg", f"{item.sample.key}@{i:02d}") for i in range(generate.candidates)]
-        return score_candidates(
-            item.sample, decoded, seeds, estimator=self._estimator, generator=self._generator.name, meshes=scene.hands
-        )
+        name = self._generator.name
+        judged = [
+            score_candidates(item.sample, decoded, seeds, estimator=judge, generator=name, meshes=scene.hands)
+            for judge in self._judges
+        ]
+        return combine_scores(judged, self._config.score.combine)
 
     def _failed_rows(self, index: int, error: Exception) -> list[Candidate]:
         generate = self._config.generate
@@ -189,7 +192,7 @@ class Worker:
                 index=i,
                 seed=candidate_seed(generate.run_seed, key, i),
                 generator=generate.generator,
-                estimator=self._config.score.estimator,
+                estimator=self._config.score.name,
                 err_mm=inf,
                 pa_err_mm=inf,
                 err_2d=inf,

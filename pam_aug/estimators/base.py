@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from pam_aug.errors import SchemaError
 from pam_aug.hand.joints import Side
@@ -44,8 +44,9 @@ class HandQuery:
 class Estimates:
     """Hands found in n images, in each image's camera axes, metres, relative to the wrist (joint 0 of `joints_m`).
 
-    `joints_px` are image pixels. `verts_m` is None from an estimator without a mesh. Rows where `valid` is False hold
-    no hand: their numbers mean nothing, and `reasons` says why ("" for a valid row).
+    `joints_px` are image pixels. `verts_m` is None from an estimator without a mesh; `faces` are its triangles, None
+    where they are the label's own. Rows where `valid` is False hold no hand: their numbers mean nothing, and `reasons`
+    says why ("" for a valid row).
     """
 
     joints_m: Float[np.ndarray, "n 21 3"]
@@ -53,6 +54,7 @@ class Estimates:
     verts_m: Float[np.ndarray, "n 778 3"] | None
     valid: Bool[np.ndarray, "n"]
     reasons: tuple[str, ...]
+    faces: Int[np.ndarray, "f 3"] | None = None
 
     def __len__(self) -> int:
         return len(self.valid)
@@ -61,7 +63,7 @@ class Estimates:
         """Estimate `i` alone."""
         verts = None if self.verts_m is None else self.verts_m[i : i + 1]
         one = slice(i, i + 1)
-        return Estimates(self.joints_m[one], self.joints_px[one], verts, self.valid[one], self.reasons[one])
+        return Estimates(self.joints_m[one], self.joints_px[one], verts, self.valid[one], self.reasons[one], self.faces)
 
 
 @runtime_checkable

@@ -17,6 +17,8 @@ from pam_aug.errors import AssetMissing, BackendError, ConfigError, SchemaError
 from pam_aug.estimators.base import Estimates, HandQuery
 from pam_aug.estimators.crop import PerspectiveCrop, perspective_crop
 from pam_aug.estimators.simplehand_net import NetConfig, SimpleHandNet, fold_batch_norm, normalise_pixels
+from pam_aug.hand import load_open_hand
+from pam_aug.hand.joints import TIP_SETS, TIPS_21
 
 __all__ = [
     "BUNDLED_WEIGHTS",
@@ -39,7 +41,8 @@ class SimpleHandOptions:
 
 
 class SimpleHandEstimator:
-    """Root-relative hands from label boxes. Right-handed inside: left hands are mirrored in and out.
+    """Root-relative hands from label boxes, fingertips from the label's own tip set. Right-handed inside: left hands
+    are mirrored in and out.
 
     Single precision on the calling thread's torch settings, in blocks of 30 crops, so results repeat bit for bit on one
     machine. `requires` names a missing weight file.
@@ -83,6 +86,8 @@ class SimpleHandEstimator:
         for image, query in zip(images, queries, strict=True):
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                 raise BackendError(f"an image of {image.dtype} {image.shape}; simplehand reads (h, w, 3) uint8 RGB")
+            if query.tips not in TIP_SETS:
+                raise BackendError(f"a label with the tip set {query.tips!r}; known are {', '.join(TIP_SETS)}")
             try:
                 size, flip = self.net.config.input_px, query.side == "left"
                 crops.append(perspective_crop(query.K_px, query.box_px, size, flip=flip))
@@ -102,10 +107,13 @@ class SimpleHandEstimator:
                 assert crop is not None
                 root = j[row, :1]
                 joints[i] = crop.vectors_to_camera(j[row] - root)
+                if queries[i].tips != self.net.config.tips:
+                    tips = v[row, list(TIP_SETS[queries[i].tips][queries[i].side])]
+                    joints[i, list(TIPS_21)] = crop.vectors_to_camera(tips - root)
                 verts[i] = crop.vectors_to_camera(v[row] - root)
                 px[i] = crop.points_to_image(uv[row] * crop.size_px - 0.5)
         valid = np.array([crop is not None for crop in crops], bool)
-        return Estimates(joints, px, verts, valid, tuple(reasons))
+        return Estimates(joints, px, verts, valid, tuple(reasons), load_open_hand("right").f)
 
 
 def predict(

@@ -23,7 +23,7 @@ from pam_aug.estimators.crop import PerspectiveCrop, perspective_crop
 from pam_aug.estimators.joint_map import fit_joint_map
 from pam_aug.estimators.simplehand_net import MeshHead, NetConfig, normalise_pixels
 from pam_aug.estimators.weights import WEIGHTS, file_sha256
-from pam_aug.hand import load_mano
+from pam_aug.hand import HandAssets, load_mano
 from pam_aug.hand.joints import TIP_SETS, TIPS_21
 
 __all__ = ["FastViTSimpleHand", "SimpleHandFastViTEstimator", "SimpleHandFastViTOptions", "published_crop"]
@@ -140,8 +140,12 @@ class SimpleHandFastViTEstimator:
     @cached_property
     def joint_map(self) -> Float[np.ndarray, "21 778"]:
         """Vertices to joints for the user's MANO; the tips' rows are replaced by each label's own."""
-        assets = load_mano(self.mano, "right")
-        return fit_joint_map(assets, self.options.joints)  # type: ignore[arg-type]
+        return fit_joint_map(self.assets, self.options.joints)  # type: ignore[arg-type]
+
+    @cached_property
+    def assets(self) -> HandAssets:
+        """The user's right hand, whose vertices the network gives."""
+        return load_mano(self.mano, "right")
 
     def estimate(self, images: Sequence[np.ndarray], queries: Sequence[HandQuery]) -> Estimates:
         """Hands in RGB images, one query each. A box that makes no crop gives a row that is not valid."""
@@ -177,7 +181,7 @@ class SimpleHandFastViTEstimator:
                 joints[i] = crop.vectors_to_camera(found - found[0])
                 verts[i] = crop.vectors_to_camera(mesh[row] - found[0])
                 px[i] = crop.points_to_image(uv[row] * INPUT_PX)
-        return Estimates(joints, px, verts, valid, tuple(reasons))
+        return Estimates(joints, px, verts, valid, tuple(reasons), self.assets.f)
 
     def _run(self, views: np.ndarray) -> tuple[np.ndarray, ...]:
         with torch.inference_mode():

@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from pam_aug.errors import ConfigError, SchemaError, ShardDamaged
-from pam_aug.schema import Candidate, Verdict
+from pam_aug.schema import Candidate, Judgement, Verdict
 from pam_aug.shards.atomic import create_temporary, fsync_folder, storage_errors, temporary_path, write_atomic
 from pam_aug.shards.files import Place, place, read_whole
 from pam_aug.shards.reader import ShardReader, read_marker
@@ -135,30 +135,40 @@ def _checked(kind: type, tree: dict[str, Any]) -> Any:
 
 
 def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
-    """One row per candidate, kept or not, with its score, reason and seed; +inf errors stay +inf. Atomic."""
+    """One row per candidate, kept or not, with its score, reason and seed; +inf errors stay +inf. Atomic.
+
+    The column `judgements` is there where several estimators judged together.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = [{**asdict(c), **asdict(c.verdict)} for c in candidates]
-    schema = pa.schema([(n, _ARROW[t]) for n, t in _CANDIDATE_COLUMNS.items()])
+    columns = [(n, _ARROW[t]) for n, t in _CANDIDATE_COLUMNS.items()]
+    if any(c.judgements for c in candidates):
+        judgement = pa.struct([(f.name, _ARROW[f.type]) for f in fields(Judgement)])  # type: ignore[index]
+        columns.append((_JUDGEMENTS, pa.list_(judgement)))
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([{n: r[n] for n in _CANDIDATE_COLUMNS} for r in rows], schema), buffer)
+    pq.write_table(pa.Table.from_pylist([{n: r[n] for n, _ in columns} for r in rows], pa.schema(columns)), buffer)
     with storage_errors(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, buffer.getvalue())
 
 
 def read_candidates(path: Path) -> list[Candidate]:
-    """The rows that `write_candidates` wrote. Raises ShardDamaged for a file of another content."""
+    """The rows that `write_candidates` wrote. Raises ShardDamaged for a file of another content.
+
+    Columns that an older version did not write take the fields' defaults.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.ParquetFile(path).read(columns=list(_CANDIDATE_COLUMNS)).to_pylist()
+        rows = pq.ParquetFile(path).read(columns=[*_CANDIDATE_COLUMNS, _JUDGEMENTS]).to_pylist()
         return [
             Candidate(
                 verdict=Verdict(kept=row["kept"], reason=row["reason"]),
-                **{n: v for n, v in row.items() if n not in ("kept", "reason")},
+                judgements=tuple(Judgement(**judgement) for judgement in row.get(_JUDGEMENTS, ())),
+                **{n: v for n, v in row.items() if n not in ("kept", "reason", _JUDGEMENTS)},
             )
             for row in rows
         ]
@@ -200,8 +210,9 @@ _ARROW: dict[type, Any] = {str: "string", int: "int64", float: "float64", bool: 
 _CANDIDATE_COLUMNS: dict[str, type] = {
     **{"input_key": str, "index": int, "seed": int, "generator": str, "estimator": str},
     **{"err_mm": float, "pa_err_mm": float, "err_2d": float, "mask_iou": float, "failure": str},
-    **{"kept": bool, "reason": str},
+    **{"vert_err_mm": float, "pa_vert_err_mm": float, "side_agrees": bool, "kept": bool, "reason": str},
 }
+_JUDGEMENTS = "judgements"
 _MANIFEST_COLUMNS: dict[str, type] = {
     **{"key": str, "shard": str, "index": int, "synthetic": bool, "dataset": str, "name": str, "split": str},
     **{"group": str, "licence": str, "image_sha256": str, "image_bytes": int, "width": int, "height": int},
