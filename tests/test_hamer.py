@@ -2,17 +2,19 @@
 
 import math
 import pickle
-from dataclasses import asdict
+import sys
+from dataclasses import asdict, replace
 
 import fakes
 import numpy as np
 import pytest
 import torch
+import yaml
 from fake_mano import fake_hand, write_official
 from safetensors.torch import save_file
 from scipy.special import erf
 
-from pam_aug import registry
+from pam_aug import cli, registry
 from pam_aug.build.config import BuildConfig
 from pam_aug.build.run import run_build
 from pam_aug.config import resolve
@@ -33,6 +35,7 @@ from pam_aug.geometry import axis_angle_to_matrix, flip_intrinsics, project
 from pam_aug.hand import HandLayer, load_open_hand
 from pam_aug.hand.joints import MANO16_TO_21, TIP_SETS
 from pam_aug.report.summary import read_all_candidates
+from pam_aug.score import hand_errors
 
 TINY = HamerConfig(
     width=32, depth=2, heads=4, hidden=48, head_width=24, head_depth=2, head_heads=2, head_dim=8, head_hidden=20
@@ -274,7 +277,7 @@ def test_a_checkpoint_round_trips(checkpoint, tmp_path):
     net = load_hamer(read_state(checkpoint, "hamer"), TINY, where="here")
     assert set(net.state_dict()) == set(table(TINY))
     for name, value in net.state_dict().items():
-        assert torch.equal(value, saved[name]), name
+        assert torch.equal(value.float(), saved[name]), name  # wider in places, never rounded
     path = tmp_path / "hamer.safetensors"
     save_file({name: value for name, value in saved.items() if not name.startswith("discriminator.")}, path)
     again = load_hamer(read_state(path, "hamer"), TINY, where="here")
@@ -443,8 +446,13 @@ def test_batched_and_one_at_a_time_agree(estimator, checkpoint):
     blocks = HamerEstimator(HamerOptions(checkpoint=str(checkpoint), net=TINY, device="cpu", batch=2))
     in_blocks = blocks.estimate(pictures, queries)
     alone = np.concatenate([estimator.estimate([p], [q]).joints_m for p, q in zip(pictures, queries, strict=True)])
-    assert together.joints_m == pytest.approx(alone, abs=1e-6)
-    assert in_blocks.joints_m == pytest.approx(alone, abs=1e-6)
+    for found in (together, in_blocks):
+        assert np.abs(found.joints_m - alone).max() < 1e-8  # metres: 1e-5 mm
+    hand = replace(fakes.label(1, "x").hands[0], joints_px=np.linspace(BOX[:2], BOX[2:], 21))
+    scores = [hand_errors(found, hand).err_mm for found in (together, in_blocks)]
+    apart = [hand_errors(estimator.estimate([p], [q]), hand).err_mm[0] for p, q in zip(pictures, queries, strict=True)]
+    assert np.abs(np.array(scores) - apart).max() < 1e-5
+    assert np.ptp(apart) > 1e-3  # the image matters
     again = HamerEstimator(HamerOptions(checkpoint=str(checkpoint), net=TINY, device="cpu")).estimate(pictures, queries)
     assert np.array_equal(together.verts_m, again.verts_m)
 
@@ -456,7 +464,7 @@ def test_a_half_precision_backbone_stays_within_a_millimetre(estimator, checkpoi
         options = HamerOptions(checkpoint=str(checkpoint), net=TINY, device="cpu", precision=precision)
         half = HamerEstimator(options)
         assert half.net.backbone.pos_embed.dtype != torch.float32
-        assert half.net.mano_head.decpose.weight.dtype == torch.float32
+        assert half.net.mano_head.decpose.weight.dtype == torch.float64
         distance = np.linalg.norm(half.estimate(images(2), queries).verts_m - exact.verts_m, axis=-1).max()
         assert 0 < distance < (1e-3 if precision == "fp16" else 4e-3)
 
@@ -523,6 +531,26 @@ def test_a_build_is_judged_by_it(monkeypatch, checkpoint, tmp_path):
     lost = resolve(BuildConfig, tree, ["score.options.checkpoint=/nowhere/hamer.ckpt"])
     with pytest.raises(AssetMissing, match="HaMeR's published checkpoint"):
         run_build(lost, tmp_path / "lost", workers=0)
+
+
+@pytest.mark.parametrize("judges", ["hamer", "hamer,fake"])
+def test_the_command_line_names_it(monkeypatch, checkpoint, tmp_path, judges):
+    monkeypatch.setattr(registry, "load", registry.load)
+    fakes.install()
+    options = {"checkpoint": str(checkpoint), "net": asdict(TINY), "device": "cpu"}
+    tree = {**fakes.CONFIG, "score": {"options": {"hamer": options} if "," in judges else options}}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(tree))
+    out = tmp_path / "out"
+    arguments = ["build", str(tmp_path / "tiny.yaml"), "--out", str(out), "--estimator", judges, "--workers", "0"]
+    arguments += ["--candidates", "4", "--set", "source.count=1", "--set", "real.count=1"]
+    monkeypatch.setattr(sys, "argv", ["pam-aug", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    rows = read_all_candidates(out)
+    assert {row.estimator for row in rows} == {judges if "," not in judges else f"mean({judges})"}
+    assert all(math.isfinite(row.err_mm) and row.vert_err_mm > 0 for row in rows)
+    assert [len(row.judgements) for row in rows] == [2 if "," in judges else 0] * 4
 
 
 def test_the_registry_knows_it_and_a_recipe_can_set_it():

@@ -39,9 +39,10 @@ class HamerOptions:
     """`checkpoint` is HaMeR's .ckpt or a .safetensors of its entries; "" looks where `pam-aug fetch-weights` says.
 
     `mano` is a MANO file or folder that replaces the hand inside the checkpoint. `precision` is the backbone's: fp32,
-    bf16 or fp16; head and hand stay in fp32. `device` "auto" is the GPU where there is one. `batch` crops are run at a
-    time. The crop's side is `enlarge` times the box's longer side (after 3:4 padding). `pixel_centres` is "hamer", the
-    form that the network was trained in (the box's middle lands on crop position 128), or "library" (on 127.5).
+    bf16 or fp16; head and hand stay in full precision. `device` "auto" is the GPU where there is one. `batch` crops are
+    run at a time. The crop's side is `enlarge` times the box's longer side (after 3:4 padding). `pixel_centres` is
+    "hamer", the form that the network was trained in (the box's middle lands on crop position 128), or "library" (on
+    127.5).
     """
 
     checkpoint: str = ""
@@ -203,7 +204,7 @@ class HamerEstimator:
 
     @cached_property
     def _layer(self) -> HandLayer:
-        return HandLayer(self.assets).to(self.device)
+        return HandLayer(self.assets, dtype=torch.float64).to(self.device)
 
     def estimate(self, images: Sequence[np.ndarray], queries: Sequence[HandQuery]) -> Estimates:
         """Hands in RGB images, one query each. A box that is not finite gives a row that is not valid."""
@@ -236,6 +237,7 @@ class HamerEstimator:
                 np.zeros((n, 778, 3)),
                 np.array([crop is not None for crop in crops], bool),
                 tuple("" if crop else "its box is not finite" for crop in crops),
+                self.assets.f,
             ),
             *(np.zeros((n, k)) for k in (3, 45, 10, 3, 3)),
         )

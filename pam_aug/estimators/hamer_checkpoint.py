@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pam_aug.errors import SchemaError
 from pam_aug.estimators.checkpoint import check_entries
-from pam_aug.estimators.hamer_net import HamerConfig, HamerNet
+from pam_aug.estimators.hamer_net import HamerConfig, HamerNet, entry_dtype
 from pam_aug.hand.assets import HandAssets, assets_from_arrays, wrist_cap
 
 __all__ = ["check_hamer", "expected_entries", "hand_of", "load_hamer"]
@@ -58,7 +58,7 @@ def check_hamer(state: Mapping[str, Tensor], config: HamerConfig, *, where: str)
 def load_hamer(
     state: Mapping[str, Tensor], config: HamerConfig, dtype: torch.dtype = torch.float32, *, where: str
 ) -> HamerNet:
-    """The network with a checkpoint's weights, the backbone in `dtype`, in evaluation mode.
+    """The network with a checkpoint's weights, the backbone in `dtype`, the rest as `entry_dtype` says; for inference.
 
     Tensors that keep their type are not copied. Entries outside the network (discriminator, MANO) are left alone.
     Raises SchemaError as `check_hamer` does.
@@ -66,7 +66,7 @@ def load_hamer(
     check_hamer(state, config, where=where)
     with torch.device("meta"):
         net = HamerNet(config)
-    kept = {name: dtype if name.startswith("backbone.") else torch.float32 for name in net.state_dict()}
+    kept = {name: entry_dtype(name, dtype) for name in net.state_dict()}
     net.load_state_dict({name: state[name].to(kind) for name, kind in kept.items()}, strict=True, assign=True)
     return net.eval().requires_grad_(False)
 
