@@ -6,7 +6,8 @@ from importlib import resources
 from pathlib import Path
 
 from pam_aug.report.plots import histogram
-from pam_aug.report.sheets import cell, sheet
+from pam_aug.report.removed import RemovedGroup, palm_joints, read_inputs, removed_groups, write_csv
+from pam_aug.report.sheets import cell, hand_icon, sheet
 from pam_aug.report.summary import Summary, read_all_candidates, rejected_by_input, summarise
 from pam_aug.schema import Candidate
 from pam_aug.shards.atomic import write_atomic
@@ -17,27 +18,28 @@ __all__ = ["write_report"]
 
 _INPUTS_SHOWN = 12
 _REAL_SHOWN = 24
+_GROUPS_SHOWN = 24
 
 
 def write_report(folder: Path) -> Path:
-    """Write `report/index.html` of a build's folder, images and all in one file. Returns its path.
+    """Write `report/index.html` of a build's folder, images and all in one file, and `removed.csv`. Returns its path.
 
     Raises ConfigError where the folder holds no finished build.
     """
     folder = Path(folder)
     summary = summarise(folder)
     rows = read_all_candidates(folder)
+    (folder / "report").mkdir(exist_ok=True)
     sections = [
         _counts(summary),
         _scores(rows),
-        _removed(rows),
+        _removed(folder, rows),
         _generated(folder, rows),
         _real(folder),
     ]
     template = resources.files("pam_aug.report").joinpath("page.html").read_text(encoding="utf-8")
     page = template.replace("{title}", html.escape(folder.resolve().name)).replace("{body}", "\n".join(sections))
     path = folder / "report" / "index.html"
-    path.parent.mkdir(exist_ok=True)
     write_atomic(path, page.encode())
     return path
 
@@ -77,10 +79,46 @@ def _scores(rows: list[Candidate]) -> str:
     return f'<h2>Scores</h2><p>{_legend()}</p><div class="plots">{"".join(plots)}</div>'
 
 
-def _removed(rows: list[Candidate]) -> str:
-    """What the cut takes, by input: a relative cut takes the same share everywhere, a gate does not."""
+def _removed(folder: Path, rows: list[Candidate]) -> str:
+    """What the cut takes: a relative cut takes the same share everywhere, a gate does not."""
     if not rows:
         return ""
+    inputs = read_inputs(folder)
+    groups, middles = removed_groups(rows, inputs)
+    write_csv(folder / "report" / "removed.csv", groups)
+    hands = [inputs[key].hands[0] for key in middles]
+    icons = {f"pose {i + 1}": hand_icon(palm_joints(h.joints_cam_m, h.side)) for i, h in enumerate(hands)}
+    titles = {
+        "pose": "by pose: clusters of the fingers' stand, each with the hand in its middle, palm side",
+        "object": "by object",
+        "camera": "by camera",
+        "error": "by error: tenths of the scored candidates",
+    }
+    tables = "".join(
+        _group_table(title, [g for g in groups if g.kind == kind], icons) for kind, title in titles.items()
+    )
+    return (
+        f"<h2>What was removed</h2><p>{_legend()}. The same numbers are in <code>report/removed.csv</code>.</p>"
+        f'<div class="removed">{tables}</div>{_removed_by_input(rows)}'
+    )
+
+
+def _group_table(title: str, groups: list[RemovedGroup], icons: dict[str, str]) -> str:
+    lines = "".join(
+        f"<tr><td>{icons.get(g.group, '')}{html.escape(g.group)}</td><td>{g.inputs}</td><td>{g.candidates}</td>"
+        f'<td><div class="bar"><i class="rejected" style="width:{100 * g.removed_share:.1f}%"></i></div></td>'
+        f"<td>{g.removed_share:.0%}</td><td>{_mm(g.err_mm)}</td></tr>"
+        for g in groups[:_GROUPS_SHOWN]
+    )
+    more = len(groups) - _GROUPS_SHOWN
+    rest = f"<p>{more} more groups are in removed.csv.</p>" if more > 0 else ""
+    return (
+        f"<section><h3>{html.escape(title)}</h3><table><thead><tr><th></th><th>inputs</th><th>candidates</th>"
+        f"<th>removed</th><th></th><th>median error</th></tr></thead><tbody>{lines}</tbody></table>{rest}</section>"
+    )
+
+
+def _removed_by_input(rows: list[Candidate]) -> str:
     errors: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         errors[row.input_key].append(row.err_mm)
@@ -93,10 +131,8 @@ def _removed(rows: list[Candidate]) -> str:
         "<table><thead><tr><th>input</th><th>kept</th><th>rejected</th><th>error, mm: least – median – most</th></tr>"
         f"</thead><tbody>{''.join(lines)}</tbody></table>"
     )
-    return (
-        "<h2>What was removed</h2><p>Inputs by their best candidate's error, hardest first.</p>"
-        f"<details><summary>{len(lines)} inputs</summary>{table}</details>"
-    )
+    summary = f"by input: {len(lines)}, by their best candidate's error, hardest first"
+    return f"<details><summary>{summary}</summary>{table}</details>"
 
 
 def _generated(folder: Path, rows: list[Candidate]) -> str:

@@ -11,9 +11,9 @@ from jaxtyping import Float, UInt8
 from pam_aug.hand.joints import BONES
 from pam_aug.schema import Hand
 
-__all__ = ["cell", "sheet"]
+__all__ = ["cell", "hand_icon", "sheet"]
 
-_THUMB_PX = 148
+_THUMB_PX, _ICON_PX = 148, 52
 _FINGER_COLOURS = ("#e6194b", "#f58231", "#3cb44b", "#4363d8", "#b24bd6")  # thumb to little finger
 
 
@@ -37,6 +37,15 @@ def sheet(title: str, subtitle: str, cells: list[str]) -> str:
     """A titled row of cells that wraps."""
     head = f"<h3>{html.escape(title)} <small>{html.escape(subtitle)}</small></h3>"
     return f'<section class="sheet">{head}<div class="cells">{"".join(cells)}</div></section>'
+
+
+def hand_icon(palm: Float[np.ndarray, "21 3"]) -> str:
+    """A small drawing of a pose as `palm_joints` gives it: fingers up, index finger to the right."""
+    points = palm[:, :2] * [1.0, -1.0]
+    low, high = points.min(0), points.max(0)
+    scale = (_ICON_PX - 8) / max(float((high - low).max()), 1e-6)
+    lines = _skeleton((points - (low + high) / 2) * scale + _ICON_PX / 2)
+    return f'<svg class="icon" width="{_ICON_PX}" height="{_ICON_PX}" aria-hidden="true">{lines}</svg>'
 
 
 def _skeleton(joints_px: Float[np.ndarray, "21 2"]) -> str:
