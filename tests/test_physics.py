@@ -157,7 +157,7 @@ def test_capsules_put_in_place_equal_a_model_compiled_with_them(simulation, pose
     mujoco: Any = pytest.importorskip("mujoco")
     verts, joints = posed
     hand = hand_capsules(verts, joints, load_open_hand("right"))
-    T = rigid_matrix(np.eye(3), joints[9] + [0.0, -0.042, 0.0])  # against the palm side of the middle finger's base
+    T = rigid_matrix(np.eye(3), joints[9] + [0.0, -0.036, 0.0])  # against the palm side of the middle finger's base
     model = simulation.ObjectModel([convex_hull(BOX[0])])
     model.hold([balls((0.0, -0.0595, 0.0))], np.eye(4))  # another grasp before
     moved = model.hold([hand], T, stop=False)

@@ -24,7 +24,7 @@ CAPSULES_PER_HAND: Final = 23
 _PALM_BONES: Final = (5, 9, 13, 17)  # rows of the finger bases among the 21 joints, from the wrist
 _ALONG_PALM: Final = ((0.05, 0.5), (0.5, 0.95))  # from wrist to finger base; the palm's heel is its thicker end
 _FINGER_RADIUS_M: Final = (0.004, 0.018)  # a fit outside is a fit to too few vertices
-_PALM_RADIUS_M: Final = (0.006, 0.024)
+_PALM_RADIUS_M: Final = (0.006, 0.010)  # small ones follow the palm's hollow
 _THIN_M: Final = np.array([-0.01, 0.01])  # where the mesh has next to no palm
 
 
@@ -61,7 +61,7 @@ def hand_capsules(
         starts[joint - 1], ends[joint - 1], radii[joint - 1] = _around_bone(
             verts_m[parts[joint]], joints_m[row], joints_m[row + 1], last
         )
-    starts[15:], ends[15:], radii[15:] = _across_palm(verts_m[parts[0]], joints_m)
+    starts[15:], ends[15:], radii[15:] = _across_palm(verts_m[parts[0]], joints_m, assets.side)
     return Capsules(starts, ends, radii)
 
 
@@ -100,28 +100,32 @@ def _around_bone(
     fit, *_ = np.linalg.lstsq(np.c_[2.0 * xy, np.ones(len(xy))], (xy**2).sum(1), rcond=None)
     radius = float(np.clip(np.sqrt(max(fit[2] + fit[0] ** 2 + fit[1] ** 2, 0.0)), *_FINGER_RADIUS_M))
     centre = fit[:2] * min(1.0, 0.6 * radius / max(float(np.hypot(*fit[:2])), 1e-9))
+    # Where a part has skin on one side only, or webs, the circle is a guess: rather inside the skin than out of it.
+    radius = float(np.clip(np.percentile(np.linalg.norm(xy - centre, axis=1), 35), *_FINGER_RADIUS_M))
     shift = centre @ across
     reach = max(float(along.max()) - radius, 0.5 * length) if last else length
     return base + shift, base + reach * axis + shift, radius
 
 
-def _across_palm(skin: np.ndarray, joints: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _across_palm(skin: np.ndarray, joints: np.ndarray, side: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     wrist, ends = joints[0], joints[list(_PALM_BONES)]
     bones = ends - wrist
-    normal = np.cross(bones[0], bones[3])
-    normal /= np.linalg.norm(normal)
+    palmar = np.cross(bones[0], bones[3]) * (1.0 if side == "right" else -1.0)
+    palmar /= np.linalg.norm(palmar)
     away = skin - wrist
     share = np.einsum("vi,bi->vb", away, bones) / np.einsum("bi,bi->b", bones, bones)
-    flat = away - np.outer(away @ normal, normal)
-    off = np.linalg.norm(flat[:, None] - share[..., None] * (bones - np.outer(bones @ normal, normal)), axis=2)
+    flat = away - np.outer(away @ palmar, palmar)
+    off = np.linalg.norm(flat[:, None] - share[..., None] * (bones - np.outer(bones @ palmar, palmar)), axis=2)
     nearest = off.argmin(1)
     starts, stops, radii = np.empty((8, 3)), np.empty((8, 3)), np.empty(8)
     for i in range(8):
         bone, along, (low, high) = bones[i // 2], share[:, i // 2], _ALONG_PALM[i % 2]
         mine = (nearest == i // 2) & (along > low - 0.1) & (along < high + 0.1)
-        height = (away[mine] - along[mine, None] * bone) @ normal if mine.sum() >= 4 else _THIN_M
-        bottom, top = np.percentile(height, (10, 90))
-        radii[i] = np.clip((top - bottom) / 2.0, *_PALM_RADIUS_M)
-        middle = wrist + normal * (top + bottom) / 2.0
+        height = (away[mine] - along[mine, None] * bone) @ palmar if mine.sum() >= 4 else _THIN_M
+        bottom, top = height.min(), height.max()
+        # The inner face is what objects lie against, and it is hollow: half of its skin may stand out.
+        face = float(np.median(height[height > (bottom + top) / 2.0]))
+        radii[i] = np.clip((face - bottom) / 2.0, *_PALM_RADIUS_M)
+        middle = wrist + palmar * (face - radii[i])
         starts[i], stops[i] = middle + low * bone, middle + high * bone
     return starts, stops, radii

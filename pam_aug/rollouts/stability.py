@@ -103,8 +103,8 @@ def engine_version() -> str:
 class ObjectModel:
     """One object, compiled for a preset and a number of hands; hands are given anew for each grasp.
 
-    `parts` are its convex parts and `mesh` its whole surface (weighed by `visual_mass` only), in its frame. Its mass without
-    that is `mass_kg`, or `density_kg_m3` times the parts' volume where that is negative.
+    `parts` are its convex parts and `mesh` its whole surface (weighed by `visual_mass` only), both in its frame. The
+    parts weigh `mass_kg`, or `density_kg_m3` times their volume where that is negative.
     """
 
     def __init__(
