@@ -101,25 +101,6 @@ def convert(
     _build(None, overrides, out, ("real",), workers, dry_run, as_json)
 
 
-@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def screen(
-    context: typer.Context,
-    converter: Annotated[str, typer.Argument(help="The source's converter.")],
-    out: Annotated[Path, typer.Option("--out", help="The table, a row per input.")] = Path("screening.parquet"),
-    preset: Annotated[str, typer.Option(help="grip, deepsimho, or none: nothing is simulated.")] = "grip",
-    inputs: Annotated[int, typer.Option(help="How many inputs, evenly spread; -1 takes all.")] = -1,
-    workers: Workers = -1,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a limit: max_penetration_mm=5.")] = None,
-    as_json: Json = False,
-) -> None:
-    """Measure a source's contact, penetration and stability. The converter's own options are given as --NAME VALUE."""
-    from pam_aug.build.screen import screen_named, write_screening
-
-    result = screen_named(converter, _named_options(context.args), preset, set_ or [], inputs, workers)
-    write_screening(out, result.rows)
-    typer.echo(json.dumps({**result.as_dict(), "table": str(out)}) if as_json else f"{result.as_text()}\n{out}")
-
-
 @app.command()
 def generate(
     recipe: Recipe = "demo",
@@ -232,21 +213,24 @@ def mix(
         Path | None, typer.Option(help="Write the mix as shards into this folder; mix.json stays as it is.")
     ] = None,
     epochs: Annotated[int, typer.Option(help="How many epochs are written.")] = 1,
+    window_shards: Annotated[
+        int | None, typer.Option(help="Shuffle this many shards at a time, for slow disks and URLs; 0 shuffles all.")
+    ] = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Give a build another ratio (rewrites mix.json, copies nothing), or write the mix out for other readers."""
+    """Give a build another ratio or shuffle (rewrites mix.json, copies nothing), or write its mix as shards."""
     from pam_aug import materialize as mixing
     from pam_aug.build.progress import Progress
 
-    if materialize is not None:
+    if materialize is not None and window_shards is None:
         todo = mixing.materialize(folder, materialize, ratio, epochs, dry_run=True)
         with Progress(todo.samples, "samples") as bar:
             result = mixing.materialize(folder, materialize, ratio, epochs, dry_run=dry_run, progress=bar.add)
-    elif ratio is not None:
-        result = mixing.change_ratio(folder, ratio, dry_run)
+    elif materialize is None and (ratio is not None or window_shards is not None):
+        result = mixing.change_mix(folder, ratio, window_shards, dry_run)
     else:
-        raise ConfigError("mix: give --ratio R for another ratio, or --materialize OUT to write the mix as shards")
+        raise ConfigError("mix: give --ratio R or --window-shards N for another mix, or --materialize OUT to write it")
     typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
 
 
@@ -260,6 +244,39 @@ def train(
     from pam_aug.train import run
 
     run(_recipes().load_recipe(recipe), out, overrides=set_ or [])
+
+
+@app.command("eval")
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A build's or conversion's folder, or a folder of shards.")],
+    estimator: Annotated[str, typer.Option(help="Who is evaluated; its options go through --set NAME=VALUE.")] = (
+        "simplehand"
+    ),
+    predictions: Annotated[Path | None, typer.Option(help="A result file that is evaluated instead.")] = None,
+    form: Annotated[str, typer.Option("--format", help="Its form: freihand (.json) or dexycb.")] = "",
+    part: Annotated[str, typer.Option(help="all, real or synthetic shards.")] = "all",
+    root: Annotated[int, typer.Option(help="Root joint of unaligned errors: 0 the wrist, 9 the middle base.")] = 0,
+    alignment: Annotated[str, typer.Option(help="proper, or freihand, which allows reflections.")] = "proper",
+    limit: Annotated[int, typer.Option(help="The first hands only; -1 takes all.")] = -1,
+    mano_dir: Annotated[Path | None, typer.Option(help="MANO files, where labels were made with MANO.")] = None,
+    freihand: Annotated[Path | None, typer.Option(help="Write FreiHAND's pred.json here.")] = None,
+    dexycb: Annotated[Path | None, typer.Option(help="Write DexYCB's result file here.")] = None,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Pose errors of an estimator, or of a result file, against shards' labels, per side, object and occlusion."""
+    from pam_aug import registry
+    from pam_aug.build.config import open_backend
+    from pam_aug.config import resolve, to_dict
+    from pam_aug.evaluate import evaluation as pose
+
+    options = pose.EvaluationOptions(part, limit, root, alignment, mano_dir, freihand, dexycb)
+    if predictions is not None:
+        result = pose.evaluate_predictions(folder, predictions, form, options)
+    else:
+        given = to_dict(resolve(registry.load("estimators", estimator).Options, {}, set_ or [], where="--set"))
+        result = pose.evaluate_estimator(folder, open_backend("estimators", estimator, given, "--set"), options)
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
 
 
 @export_app.command("simplehand")
