@@ -11,6 +11,7 @@ import pytest
 from pam_aug import registry
 from pam_aug.build import reselect as reselecting
 from pam_aug.build.config import BuildConfig
+from pam_aug.build.hand_crop import AbsentHand
 from pam_aug.build.reselect import plan_reselection, reselect
 from pam_aug.build.run import run_build
 from pam_aug.config import resolve
@@ -114,6 +115,21 @@ def test_failed_inputs_stay_failed(tmp_path, monkeypatch):
     monkeypatch.setattr("pam_aug.build.finish.FAILURE_BUDGET", 1.0)
     folder = build(tmp_path / "build", "source.bad=2")
     wanted = build(tmp_path / "wanted", "source.bad=2", "select.reject=0")
+    assert reselect(folder, tmp_path / "out", None, ["reject=0"], workers=0).summary.kept == 32
+    assert content(tmp_path / "out") == content(wanted)
+
+
+def test_inputs_that_never_had_candidates_stay_without(tmp_path, monkeypatch):
+    item = fakes.FakeRollouts.item
+
+    def absent(self, index):
+        if self.name == "fake-rollouts" and index == 2:
+            raise AbsentHand("no such hand")
+        return item(self, index)
+
+    monkeypatch.setattr(fakes.FakeRollouts, "item", absent)
+    folder = build(tmp_path / "build")
+    wanted = build(tmp_path / "wanted", "select.reject=0")
     assert reselect(folder, tmp_path / "out", None, ["reject=0"], workers=0).summary.kept == 32
     assert content(tmp_path / "out") == content(wanted)
 

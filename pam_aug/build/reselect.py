@@ -8,6 +8,7 @@ for byte, and the same command resumes.
 """
 
 import contextlib
+import itertools
 import os
 import shutil
 from collections.abc import Sequence
@@ -17,14 +18,15 @@ from typing import Any
 
 import orjson
 
-from pam_aug.build.config import BuildConfig, pixel_fields
+from pam_aug.build.config import BuildConfig, open_converter, pixel_fields
 from pam_aug.build.finish import Result
+from pam_aug.build.hand_crop import AbsentHand
 from pam_aug.build.layout import build_file, candidates_path, rejected_path, shards_folder
 from pam_aug.build.resume import claim_folder, first_difference
 from pam_aug.build.run import Plan, plan, run_build
 from pam_aug.build.workdir import InputWork
 from pam_aug.config import resolve, to_dict
-from pam_aug.errors import ConfigError, ResumeMismatch, ShardDamaged
+from pam_aug.errors import ConfigError, PamAugError, ResumeMismatch, ShardDamaged
 from pam_aug.schema import Candidate, Verdict
 from pam_aug.select import PRESETS, SelectConfig, select
 from pam_aug.shards.atomic import create_temporary, fsync_folder, storage_errors, temporary_path
@@ -92,9 +94,9 @@ def reselect(
         raise ConfigError(f"{out}: is the build itself; --out names a new folder", path=str(out))
     config, todo, parts = _open(folder, preset, overrides)
     claim_folder(out, todo.identity, to_dict(config))
-    for s in range(len(todo.synthetic_shards)):
+    for s, indices in enumerate(todo.synthetic_shards):
         if not is_committed(shards_folder(out) / shard_name("syn", s)):
-            _stage(folder, out, s, config.generate.candidates)
+            _stage(folder, out, s, indices, config)
     for s in range(len(todo.real_shards)):
         _link_shard(shards_folder(folder) / shard_name("real", s), shards_folder(out) / shard_name("real", s))
     return run_build(config, out, parts, workers)
@@ -150,9 +152,10 @@ def _rule(rule: SelectConfig, preset: str | None, overrides: Sequence[str]) -> S
     return resolve(SelectConfig, base, overrides, where="select")
 
 
-def _stage(folder: Path, out: Path, shard: int, candidates: int) -> None:
+def _stage(folder: Path, out: Path, shard: int, indices: Sequence[int], config: BuildConfig) -> None:
     """Puts the candidates of one shard, scores and images, where a build keeps finished work."""
     rows = read_candidates(candidates_path(folder, shard))
+    inputs = iter([list(group) for _, group in itertools.groupby(rows, key=lambda row: row.input_key)])
     images: dict[str, bytes] = {}
     for path in (shards_folder(folder) / shard_name("syn", shard), rejected_path(folder, shard)):
         marker = read_marker(path)
@@ -161,11 +164,29 @@ def _stage(folder: Path, out: Path, shard: int, candidates: int) -> None:
         check_hash(path, marker["sha256"])  # or a flipped bit would be written under a new hash
         with ShardReader(path) as reader:
             images |= {key: reader.image_bytes(i) for i, key in enumerate(reader.keys)}
-    for position in range(-(-len(rows) // candidates)):
+    absent = _absent(config, indices) if len(rows) < len(indices) * config.generate.candidates else set[int]()
+    for position, index in enumerate(indices):
         work = InputWork(out, shard, position)
-        mine = rows[position * candidates : (position + 1) * candidates]
+        mine = [] if index in absent else next(inputs, None)
+        if mine is None:
+            path = candidates_path(folder, shard)
+            raise ShardDamaged(f"{path}: lacks the candidates of input {index}; run the build again first")
         if not work.is_done():
             _stage_input(work, mine, images)
+
+
+def _absent(config: BuildConfig, indices: Sequence[int]) -> set[int]:
+    """The inputs that never had candidates: hands that their image does not show."""
+    source = open_converter(config.source, "source")
+    absent: set[int] = set()
+    for index in indices:
+        try:
+            source.item(index)
+        except AbsentHand:
+            absent.add(index)
+        except PamAugError:  # its candidates are there, as rows with this reason
+            pass
+    return absent
 
 
 def _stage_input(work: InputWork, rows: Sequence[Candidate], images: dict[str, bytes]) -> None:
