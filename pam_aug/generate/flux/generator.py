@@ -154,7 +154,7 @@ class FluxGenerator:
 
     @cached_property
     def _transformer(self) -> Any:
-        transformer = load_transformer(Path(self.options.base), self._dtype)
+        transformer: Any = load_transformer(Path(self.options.base), self._dtype)
         if self.options.offload and self._device.type == "cuda":
             from accelerate import cpu_offload
 
@@ -170,7 +170,8 @@ class FluxGenerator:
 
     @cached_property
     def _vae(self) -> Any:
-        vae = load_vae(Path(self.options.base), self._dtype).to(self._device)
+        vae: Any = load_vae(Path(self.options.base), self._dtype)
+        vae = vae.to(self._device)
         if self.options.vae_tiling:
             vae.enable_tiling()
         return vae

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
+from torch.nn import functional
 
 from pam_aug.errors import ConfigError
 from pam_aug.render.conditions import (
@@ -113,8 +114,11 @@ def condition_tensor(
             continue
         pixels = torch.from_numpy(np.ascontiguousarray(images[name])).permute(2, 0, 1)[None].float() / 127.5 - 1.0
         if pixels.shape[2:] != (height, width):
-            mode = {"mode": "nearest"} if name in ("keypoints", "seg") else {"mode": "bilinear", "antialias": True}
-            pixels = torch.nn.functional.interpolate(pixels, (height, width), **mode)
+            size = (height, width)
+            if name in ("keypoints", "seg"):
+                pixels = functional.interpolate(pixels, size, mode="nearest")
+            else:
+                pixels = functional.interpolate(pixels, size, mode="bilinear", antialias=True)
         out[:, 3 * slot : 3 * slot + 3] = pixels
     if "depth" in images and "seg" in images:
         empty = (out[:, 9:12] == -1.0).all(1, keepdim=True)

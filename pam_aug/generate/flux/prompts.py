@@ -85,11 +85,11 @@ def object_words(name: str) -> str:
 
 
 def _touches(scene: Scene) -> bool:
-    from scipy.spatial import cKDTree
+    from scipy.spatial import KDTree
 
     if not (scene.hands and scene.objects):
         return False
-    tree = cKDTree(np.concatenate([o.verts_cam_m for o in scene.objects]))
+    tree = KDTree(np.concatenate([o.verts_cam_m for o in scene.objects]))
     return min(float(tree.query(hand.verts_cam_m)[0].min()) for hand in scene.hands) < _NEAR_M
 
 
