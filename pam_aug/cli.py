@@ -101,6 +101,25 @@ def convert(
     _build(None, overrides, out, ("real",), workers, dry_run, as_json)
 
 
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def screen(
+    context: typer.Context,
+    converter: Annotated[str, typer.Argument(help="The source's converter.")],
+    out: Annotated[Path, typer.Option("--out", help="The table, a row per input.")] = Path("screening.parquet"),
+    preset: Annotated[str, typer.Option(help="grip, deepsimho, or none: nothing is simulated.")] = "grip",
+    inputs: Annotated[int, typer.Option(help="How many inputs, evenly spread; -1 takes all.")] = -1,
+    workers: Workers = -1,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Override a limit: max_penetration_mm=5.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a source's contact, penetration and stability. The converter's own options are given as --NAME VALUE."""
+    from pam_aug.build.screen import screen_named, write_screening
+
+    result = screen_named(converter, _named_options(context.args), preset, set_ or [], inputs, workers)
+    write_screening(out, result.rows)
+    typer.echo(json.dumps({**result.as_dict(), "table": str(out)}) if as_json else f"{result.as_text()}\n{out}")
+
+
 @app.command()
 def generate(
     recipe: Recipe = "demo",
