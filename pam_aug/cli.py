@@ -286,15 +286,19 @@ def evaluate(
     """Pose errors of an estimator, or of a result file, against shards' labels, per side, object and occlusion."""
     from pam_aug import registry
     from pam_aug.build.config import open_backend
+    from pam_aug.build.progress import Progress
     from pam_aug.config import resolve, to_dict
     from pam_aug.evaluate import evaluation as pose
+    from pam_aug.evaluate.labels import count_hands
 
     options = pose.EvaluationOptions(part, limit, root, alignment, mano_dir, freihand, dexycb)
     if predictions is not None:
         result = pose.evaluate_predictions(folder, predictions, form, options)
     else:
         given = to_dict(resolve(registry.load("estimators", estimator).Options, {}, set_ or [], where="--set"))
-        result = pose.evaluate_estimator(folder, open_backend("estimators", estimator, given, "--set"), options)
+        judge = open_backend("estimators", estimator, given, "--set")
+        with Progress(count_hands(folder, part, limit), "hands") as bar:
+            result = pose.evaluate_estimator(folder, judge, options, bar.add)
     typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
 
 

@@ -19,9 +19,10 @@ from pam_aug.estimators.base import Estimates
 from pam_aug.evaluate import fscore
 from pam_aug.evaluate.evaluation import EvaluationOptions, evaluate_estimator, evaluate_predictions
 from pam_aug.evaluate.hand_set import mean_scores, score_hands
-from pam_aug.evaluate.labels import LabelMeshes, hand_blocks
+from pam_aug.evaluate.labels import LabelMeshes, count_hands, hand_blocks
 from pam_aug.evaluate.result_files import read_predictions, write_dexycb, write_freihand
 from pam_aug.geometry import euler_to_matrix
+from pam_aug.hand import load_open_hand
 from pam_aug.schema import Source
 
 RNG = np.random.default_rng(5)
@@ -309,11 +310,22 @@ def test_groups_partition_the_hands(shards):
     assert result.root == "9 (middle_mcp)"
     assert result.overall.hands == 4
     assert all(sum(m.hands for m in means.values()) == 4 for means in result.groups.values())
+    assert (count_hands(shards), count_hands(shards, limit=4)) == (7, 4)
     block = next(hand_blocks(shards))
     assert {h.groups["side"] for h in block} == {"right"}
     assert {h.groups["object"] for h in block} == {"none"}
     assert {h.groups["occlusion"] for h in block} == {"unknown"}
     assert {h.groups["view"] for h in block} <= {"whole", "cut"}
+
+
+def test_a_mesh_with_other_triangles_is_not_compared_vertex_by_vertex(shards):
+    block, meshes = next(hand_blocks(shards)), LabelMeshes()
+    faces = load_open_hand("left").f  # the same triangles, wound otherwise
+    assert np.isfinite(meshes.vertices_cam_m(block, faces)).all()
+    other = faces.copy()
+    other[0] = (0, 1, 777)
+    assert np.isnan(meshes.vertices_cam_m(block, other)).all()
+    assert "other triangles" in meshes.missing["faces"]
 
 
 def test_a_file_of_other_hands_is_refused(shards, tmp_path):

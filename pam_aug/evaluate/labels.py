@@ -14,9 +14,9 @@ from pam_aug.hand import HandAssets, HandLayer
 from pam_aug.schema import SEG_LEFT_HAND, SEG_RIGHT_HAND, Hand, Sample
 from pam_aug.shards.hand_models import BuildHands
 from pam_aug.shards.images import decode_plane
-from pam_aug.shards.reader import ShardReader
+from pam_aug.shards.reader import ShardReader, read_marker
 
-__all__ = ["PARTS", "LabelMeshes", "LabelledHand", "hand_blocks", "shard_paths"]
+__all__ = ["PARTS", "LabelMeshes", "LabelledHand", "count_hands", "hand_blocks", "shard_paths"]
 
 PARTS = {"all": ("real", "syn", "mixed"), "real": ("real",), "synthetic": ("syn",)}
 
@@ -67,6 +67,13 @@ def shard_paths(folder: Path, part: str = "all") -> list[Path]:
             path=str(folder),
         )
     return paths
+
+
+def count_hands(folder: Path, part: str = "all", limit: int = -1) -> int:
+    """How many hands `hand_blocks` gives, from the shards' commit markers (0 for a shard without one)."""
+    markers = [read_marker(path) for path in shard_paths(folder, part)]
+    hands = sum(marker["counts"].get("hands", 0) for marker in markers if marker)
+    return min(hands, limit) if limit > 0 else hands
 
 
 def hand_blocks(folder: Path, part: str = "all", size: int = 64, limit: int = -1) -> Iterator[list[LabelledHand]]:
