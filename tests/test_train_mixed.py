@@ -216,6 +216,24 @@ def test_a_few_hands_are_learned(tmp_path):
     assert after["mpjpe_mm"] < 15
 
 
+def test_backgrounds_are_swapped_behind_hands_only(tmp_path):
+    folder = write_build(tmp_path / "seg", real=4, synthetic=4, seg=True)
+    neutral = {"gain": [1, 1], "brightness": [0, 0], "contrast": [0, 0]}
+    fields = recipe(folder, gap={"background": 1.0}, pixels=neutral)
+    plain, swapped = (batches_of(folder, config=read_recipe(f)) for f in (recipe(folder, pixels=neutral), fields))
+    before, after = plain[0]["image"].numpy(), swapped[0]["image"].numpy()
+    found = swapped.dataset.items_at(swapped.dataset.positions_at(0)[0])
+    for i, (reader, row) in enumerate(found):
+        kept = swapped._kept(reader, row)
+        hand, ground = kept == 1, kept == 0
+        assert hand.sum() > 20
+        assert np.array_equal(after[i][hand], before[i][hand])
+        assert np.abs(after[i][ground].astype(int) - before[i][ground]).mean() > 5
+    without = write_build(tmp_path / "none", real=4, synthetic=4)
+    with pytest.raises(ConfigError, match="seg"):
+        batches_of(without, config=read_recipe({**fields, "data": {"mix": str(without)}}))[0]
+
+
 @pytest.mark.slow
 def test_sixty_four_hands_are_learned_to_a_millimetre(tmp_path):
     folder = write_build(tmp_path / "build", real=40, synthetic=24)

@@ -178,10 +178,11 @@ class MixedRun:
         if self.accelerator.num_processes > 1:
             totals = self.accelerator.reduce(torch.from_numpy(totals).to(self.device), "sum").cpu().numpy()
         n, m = max(totals[0], 1.0), max(totals[3], 1.0)
-        figures = {"hands": int(totals[0]), "root": "wrist" if root == 0 else "middle_mcp"}
-        figures |= {"mpjpe_mm": round(totals[1] / n, 3), "pa_mpjpe_mm": round(totals[2] / n, 3)}
+        mean_mm = [round(float(value), 3) for value in (totals[1] / n, totals[2] / n, totals[4] / m, totals[5] / m)]
+        figures: dict[str, Any] = {"hands": int(totals[0]), "root": "wrist" if root == 0 else "middle_mcp"}
+        figures |= {"mpjpe_mm": mean_mm[0], "pa_mpjpe_mm": mean_mm[1]}
         if totals[3]:
-            figures |= {"mpvpe_mm": round(totals[4] / m, 3), "pa_mpvpe_mm": round(totals[5] / m, 3)}
+            figures |= {"mpvpe_mm": mean_mm[2], "pa_mpvpe_mm": mean_mm[3]}
         return figures
 
     def finish(self) -> dict[str, Any]:
