@@ -1,0 +1,203 @@
+"""Shards at URLs: the same order and batches as from the disk, checked before use, with clear errors."""
+
+import functools
+import http.server
+import threading
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from test_mix import keys_of, mixed
+from test_shards import write_shard
+
+from pam_aug.errors import AssetMissing, ConfigError, PamAugError, ShardDamaged, UnsafeInput
+from pam_aug.mix import MixedDataset
+from pam_aug.shards.files import RemotePath, place, read_whole
+from pam_aug.shards.manifest import read_mix
+from pam_aug.shards.reader import ShardReader
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    shards = tmp_path / "out" / "shards"
+    write_shard(shards / "real-00000.tar", range(4), hands=2)
+    write_shard(shards / "real-00001.tar", range(4, 9))
+    write_shard(shards / "syn-00000.tar", range(100, 106), synthetic=True)
+    return mixed(tmp_path / "out")
+
+
+@pytest.fixture
+def memory(folder):
+    """The folder in fsspec's memory file system: (its URL, the file system)."""
+    files = fsspec.filesystem("memory")
+    for path in folder.rglob("*"):
+        if path.is_file():
+            files.pipe(f"/data/{path.relative_to(folder)}", path.read_bytes())
+    yield "memory://data", files
+    files.rm("/data", recursive=True)
+
+
+class WholeFiles(http.server.SimpleHTTPRequestHandler):
+    """The standard library's server, which answers every range with the whole file."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class Ranges(WholeFiles):
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            return self.send_error(404)
+        data, wanted = path.read_bytes(), self.headers.get("Range", "")
+        first, last = (int(n) for n in wanted.removeprefix("bytes=").split("-")) if wanted else (0, len(data) - 1)
+        part = data[first : last + 1]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
+        self.end_headers()
+        self.wfile.write(part)
+
+
+@pytest.fixture
+def serve(folder):
+    """Serves the folder; call it with a handler, get the URL."""
+    pytest.importorskip("aiohttp")
+    servers = []
+
+    def start(handler: type[WholeFiles]) -> str:
+        server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(handler, directory=str(folder.parent))
+        )
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{server.server_port}/out"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def check_same(url: str, folder: Path) -> None:
+    here, there = MixedDataset(folder, 5), MixedDataset(url, 5, decode_threads=3)
+    for a, b in zip(here, there, strict=True):
+        assert (a["keys"], a["position"]) == (b["keys"], b["position"])
+        for name in ("image", "joints_cam_m", "joints_px", "K_px", "betas"):
+            np.testing.assert_array_equal(a[name], b[name])
+    there.load_state_dict(here.state_dict(next(iter(here))))  # one order, so one state
+    assert keys_of(there, workers=2, epoch=1) == keys_of(here, epoch=1)
+    with ShardReader(f"{url}/shards/real-00000.tar") as reader:
+        assert len(reader) == 4
+        assert reader.has_index
+        assert reader.sample(3) == ShardReader(folder / "shards" / "real-00000.tar").sample(3)
+
+
+def test_from_memory_and_file_urls(folder, memory):
+    check_same(memory[0], folder)
+    check_same(f"file://{folder}", folder)
+    assert MixedDataset(f"{memory[0]}/mix.json", 5).schedule.epoch_length == len(keys_of(MixedDataset(folder, 5)))
+
+
+def test_from_a_web_server(folder, serve):
+    check_same(serve(Ranges), folder)
+
+
+def test_a_web_server_without_ranges_is_an_error_not_a_download(folder, serve):
+    url = serve(WholeFiles)
+    with pytest.raises(ShardDamaged, match="range"):
+        ShardReader(f"{url}/shards/real-00000.tar").sample(1)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_mix(f"{url}/nowhere")
+
+
+def test_damage_at_a_url_is_named_before_it_is_used(memory):
+    url, files = memory
+    tar, marker, index = (f"/data/shards/real-00001.{s}" for s in ("tar", "json", "idx"))
+    wholes = {name: files.cat_file(name) for name in (tar, marker, index)}
+    row = ShardReader(f"{url}/shards/real-00001.tar").rows[2]
+    flipped = bytearray(wholes[tar])
+    flipped[int(row["image_offset"]) + 30] ^= 1
+    damages = {
+        "image": (tar, bytes(flipped)),
+        "short": (tar, wholes[tar][:-512]),
+        "marker": (marker, b"{}"),
+        "another": (marker, wholes[marker].replace(b'"sha256":"', b'"sha256":"0')[:-1]),
+    }
+    for name, data in damages.values():
+        files.pipe(name, data)
+        with pytest.raises(ShardDamaged, match="real-00001"):
+            list(MixedDataset(url, 5, decode_threads=1))
+        files.pipe(name, wholes[name])
+    files.rm(index)
+    keys = keys_of(MixedDataset(url, 5))
+    files.pipe(index, wholes[index][:-10])  # stale or damaged: the labels of the tar are read instead
+    assert keys_of(MixedDataset(url, 5)) == keys
+    files.rm(marker)
+    with pytest.raises(ShardDamaged, match=r"missing|marker"):
+        keys_of(MixedDataset(url, 5))
+    files.pipe(marker, wholes[marker])
+
+
+@pytest.mark.parametrize(
+    "name", ["../other/real-00000.tar", "/etc/passwd", "file:///etc/passwd", "a/..", "x?y", "x::y"]
+)
+def test_a_remote_mix_names_nothing_outside_its_folder(memory, name):
+    url, files = memory
+    text = files.cat_file("/data/mix.json").replace(b"shards/real-00000.tar", name.encode())
+    files.pipe("/data/mix.json", text)
+    with pytest.raises(UnsafeInput, match="outside"):
+        MixedDataset(url, 5)
+
+
+def test_urls_that_are_not_read():
+    for url in ("ssh://host/out", "pipe://cat", "zip::memory://a", "memory://a::zip://b", "ftp://host/x"):
+        with pytest.raises(UnsafeInput, match="not from this one"):
+            place(url)
+    with pytest.raises(ConfigError, match="query"):
+        place("https://host/out?token=1")
+    assert place("file:///a%20b/c") == Path("/a b/c")
+    assert place("out/mix.json") == Path("out/mix.json")
+    at = place("s3://bucket/out/")
+    assert isinstance(at, RemotePath)
+    assert str(at / "shards" / "real-00000.tar") == "s3://bucket/out/shards/real-00000.tar"
+    assert str((at / "real-00000.tar").with_suffix(".idx")) == "s3://bucket/out/real-00000.idx"
+
+
+def test_caps_and_missing_packages(memory, monkeypatch):
+    with pytest.raises(UnsafeInput, match="over the limit"):
+        read_whole(RemotePath(f"{memory[0]}/mix.json"), limit=100)
+
+    def missing(_: str) -> None:
+        raise ImportError("no s3fs")
+
+    monkeypatch.setattr(fsspec, "filesystem", missing)
+    with pytest.raises(AssetMissing, match="pip install s3fs"):
+        MixedDataset("s3://bucket/out", 5)
+
+
+def test_a_lost_connection_is_tried_again(memory, monkeypatch):
+    url, files = memory
+    calls = []
+
+    def flaky(path: str, start: int | None = None, end: int | None = None) -> bytes:
+        calls.append(path)
+        if len(calls) % 3 == 1:
+            raise ConnectionResetError("reset")
+        return type(files).cat_file(files, path, start, end)
+
+    monkeypatch.setattr("pam_aug.shards.files.time.sleep", lambda _: None)
+    monkeypatch.setattr(files, "cat_file", flaky)
+    monkeypatch.setattr(fsspec, "filesystem", lambda _: files)
+    assert len(read_mix(url).sources) == 2
+    assert len(calls) == 2
+
+    def dead(path: str, start: int | None = None, end: int | None = None) -> bytes:
+        raise ConnectionResetError("reset")
+
+    monkeypatch.setattr(files, "cat_file", dead)
+    with pytest.raises(PamAugError, match="ConnectionResetError"):
+        read_mix(url)
