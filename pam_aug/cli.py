@@ -329,6 +329,19 @@ def export_coco(
     typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
 
 
+@export_app.command("hamer")
+def export_hamer(
+    folder: Annotated[Path, typer.Argument(help="The output folder of a build.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder.")],
+    as_json: Json = False,
+) -> None:
+    """HaMeR's training tars. Their labels are pickles, because HaMeR reads those; this library never does."""
+    from pam_aug.export.hamer import export_hamer as export
+
+    result = export(folder, out)
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+
+
 @app.command("fetch-weights")
 def fetch_weights(
     name: Annotated[str | None, typer.Argument(help="One file; without it, all.")] = None,

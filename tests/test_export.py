@@ -1,5 +1,8 @@
 """Exports: SimpleHand's pictures and labels (left hands mirrored), COCO keypoints, and whose vertices."""
 
+import io
+import pickle
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from fake_mano import fake_hand, write_official
 
 from pam_aug.errors import AssetMissing, ConfigError, SchemaError
 from pam_aug.export.coco import export_coco
+from pam_aug.export.hamer import export_hamer
 from pam_aug.export.simplehand import export_simplehand
 from pam_aug.geometry import project
 from pam_aug.hand import HandAssets, HandLayer, load_mano, load_open_hand, mirror_params, save_npz
@@ -192,3 +196,51 @@ def test_sources_that_are_not_read_are_not_exported(tmp_path):
     assert export_coco(folder, tmp_path / "out").images == 1
     with pytest.raises(ConfigError, match=r"mix\.json"):
         export_coco(tmp_path, tmp_path / "again")
+
+
+class OnlyArrays(pickle.Unpickler):
+    def find_class(self, module: str, name: str):
+        assert (module, name) == ("numpy", "array")
+        return np.array
+
+
+def test_hamer_tars_name_one_function_and_hold_the_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr("pam_aug.export.hamer._PER_TAR", 2)
+    mano = replace(hand(11), hand_model="mano")
+    away = replace(hand(12), in_view=np.zeros(21, bool))
+    half = replace(hand(13, "left"), in_view=np.arange(21) < 9)
+    pictures = [(mano, half), (away,), (hand(14),), (mano,)]
+    samples = [(CAMERA, hands, jpeg(n), "jpg") for n, hands in enumerate(pictures)]
+    folder = make_build(tmp_path / "build", samples)
+    done = export_hamer(folder, tmp_path / "out")
+    assert (done.tars, done.images, done.hands, done.without_mano, done.out_of_view) == (2, 3, 4, 2, 1)
+    members = {}
+    for number in range(2):
+        with tarfile.open(tmp_path / "out" / f"{number:06d}.tar") as tar:
+            for info in tar:
+                assert info.mtime == 0
+                members[info.name] = tar.extractfile(info).read()
+    keys = [f"demo/s/take/c/{n:06d}" for n in (0, 2, 3)]
+    assert list(members) == [f"{key}.{suffix}" for key in keys for suffix in ("jpg", "data.pyd")]
+    assert [members[f"{key}.jpg"] for key in keys] == [jpeg(n) for n in (0, 2, 3)]
+    right, left = OnlyArrays(io.BytesIO(members[f"{keys[0]}.data.pyd"])).load()
+    assert {name: value.shape for name, value in right.items() if name not in ("personid", "extra_info")} == {
+        **{"keypoints_2d": (21, 3), "keypoints_3d": (21, 4), "center": (2,), "scale": (2,)},
+        **{"hand_pose": (48,), "betas": (10,), "has_hand_pose": (), "has_betas": (), "right": ()},
+    }
+    assert all(value.dtype == np.float32 for value in right.values() if isinstance(value, np.ndarray))
+    assert (right["right"], right["has_hand_pose"], right["personid"], right["extra_info"]) == (1, 1, 0, {})
+    np.testing.assert_array_equal(right["keypoints_2d"][:, :2], mano.joints_px)
+    np.testing.assert_array_equal(right["keypoints_3d"][:, :3], mano.joints_cam_m)
+    np.testing.assert_array_equal(right["hand_pose"], np.concatenate([mano.global_orient, mano.hand_pose]))
+    low, high = mano.joints_px.min(0), mano.joints_px.max(0)
+    np.testing.assert_allclose(right["center"], (low + high) / 2, rtol=1e-5)
+    np.testing.assert_allclose(right["scale"] * 200, 2 * (high - low), rtol=1e-5)
+    assert (left["right"], left["has_hand_pose"], left["has_betas"]) == (0, 0, 0)  # the open hand's shape is not MANO's
+    assert not left["betas"].any()
+    np.testing.assert_array_equal(left["keypoints_2d"][:, 2], np.arange(21) < 9)
+    assert "{000000..000001}.tar" in (tmp_path / "out" / "datasets_tar.yaml").read_text()
+    export_hamer(folder, tmp_path / "again")
+    assert (tmp_path / "again" / "000001.tar").read_bytes() == (tmp_path / "out" / "000001.tar").read_bytes()
+    with pytest.raises(ConfigError, match="no hand in view"):
+        export_hamer(make_build(tmp_path / "empty", [(CAMERA, (away,), jpeg(1), "jpg")]), tmp_path / "none")
