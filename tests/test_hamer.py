@@ -17,10 +17,10 @@ from scipy.special import erf
 from pam_aug import cli, registry
 from pam_aug.build.config import BuildConfig
 from pam_aug.build.run import run_build
+from pam_aug.checkpoint import read_state
 from pam_aug.config import resolve
 from pam_aug.errors import AssetMissing, BackendError, ConfigError, SchemaError, UnsafeInput
 from pam_aug.estimators.base import Estimator, HandQuery
-from pam_aug.estimators.checkpoint import read_state
 from pam_aug.estimators.hamer import (
     AffineCrop,
     HamerEstimator,

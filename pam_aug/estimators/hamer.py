@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from pam_aug.checkpoint import read_state
 from pam_aug.errors import AssetMissing, BackendError, ConfigError
 from pam_aug.estimators.base import Estimates, HandQuery
-from pam_aug.estimators.checkpoint import read_state
 from pam_aug.estimators.hamer_checkpoint import check_hamer, hand_of, load_hamer
 from pam_aug.estimators.hamer_net import HEIGHT_PX, HamerConfig, HamerNet, network_input
 from pam_aug.estimators.weights import WEIGHTS, file_sha256

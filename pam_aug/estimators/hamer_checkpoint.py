@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pam_aug.checkpoint import check_entries
 from pam_aug.errors import SchemaError
-from pam_aug.estimators.checkpoint import check_entries
 from pam_aug.estimators.hamer_net import HamerConfig, HamerNet, entry_dtype
 from pam_aug.hand.assets import HandAssets, assets_from_arrays, wrist_cap
 

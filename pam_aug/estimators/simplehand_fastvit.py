@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pam_aug.checkpoint import check_entries, read_state
 from pam_aug.errors import AssetMissing, BackendError, ConfigError, SchemaError
 from pam_aug.estimators.base import Estimates, HandQuery
-from pam_aug.estimators.checkpoint import check_entries, read_state
 from pam_aug.estimators.crop import PerspectiveCrop, perspective_crop
 from pam_aug.estimators.joint_map import fit_joint_map
 from pam_aug.estimators.simplehand_net import MeshHead, NetConfig, normalise_pixels

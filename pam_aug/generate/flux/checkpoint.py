@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pam_aug.checkpoint import check_entries, read_state
 from pam_aug.errors import SchemaError
-from pam_aug.estimators.checkpoint import check_entries, read_state
 from pam_aug.generate.flux.controlnet import ControlPair
 from pam_aug.generate.flux.names import to_diffusers, to_original
 

@@ -19,8 +19,8 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from torch import Tensor
 
+from pam_aug.checkpoint import check_entries, read_state
 from pam_aug.errors import AssetMissing, SchemaError
-from pam_aug.estimators.checkpoint import check_entries, read_state
 from pam_aug.generate.flux.names import to_diffusers
 from pam_aug.generate.flux.sampling import Prompt
 
