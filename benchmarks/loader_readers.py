@@ -120,7 +120,11 @@ def read_webdataset(data: Path, workers: int) -> Iterable[Batch]:
         return sample["jpg"], np.frombuffer(sample["f32"], np.float32)
 
     shards = sorted(str(p) for p in (data / "webdataset").glob("*.tar"))
-    dataset = webdataset.WebDataset(shards, shardshuffle=False, empty_check=False).map(item).batched(BATCH, collation_fn=collate)
+    dataset = (
+        webdataset.WebDataset(shards, shardshuffle=False, empty_check=False)
+        .map(item)
+        .batched(BATCH, collation_fn=collate)
+    )
     return webdataset.WebLoader(dataset, batch_size=None, num_workers=workers)
 
 
