@@ -9,7 +9,7 @@ setup: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[rgb,train,diffusion,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[rgb,train,sim,diffusion,dev]'
 	touch $@
 
 # Mixed shards and a report from nothing: bundled hand, scenes, generator and estimator. About five minutes on two cores.
