@@ -234,6 +234,24 @@ def test_a_mirrored_image_of_the_other_hand_gives_the_mirrored_estimate(estimato
     assert 299 - left.joints_px[..., 0] == pytest.approx(right.joints_px[..., 0], abs=0.3)
 
 
+def test_several_views_are_averaged_and_do_not_depend_on_the_images_turn(weights):
+    image = images(1)[0][:, :180].copy()
+    K_mid = np.array([[300.0, 0.0, 89.5], [0.0, 300.0, 89.5], [0.0, 0.0, 1.0]])
+    box = np.array([60.0, 70.0, 110.0, 120.0])
+    upside = np.ascontiguousarray(image[::-1, ::-1])
+    turned_box = np.array([179 - box[2], 179 - box[3], 179 - box[0], 179 - box[1]])
+    two = SimpleHandEstimator(SimpleHandOptions(weights=str(weights), views=2))
+    one = SimpleHandEstimator(SimpleHandOptions(weights=str(weights), views=1))
+    queries = HandQuery("right", box, K_mid), HandQuery("right", turned_box, K_mid)
+    both = [e.estimate([image, upside], queries).joints_m for e in (two, one)]
+    back = np.array([-1.0, -1.0, 1.0])
+    assert both[0][1] * back == pytest.approx(both[0][0], abs=2e-4)  # the same two views
+    assert both[0][0] == pytest.approx((both[1][0] + both[1][1] * back) / 2, abs=2e-4)
+    assert two.version != one.version
+    with pytest.raises(ConfigError, match="views"):
+        SimpleHandOptions(views=0)
+
+
 @pytest.mark.parametrize("side", ["right", "left"])
 def test_fingertips_are_the_labels_own_vertices(estimator, side):
     found = {tips: estimator.estimate(images(2), [HandQuery(side, BOX, K, tips)] * 2) for tips in TIP_SETS}

@@ -35,9 +35,18 @@ BUNDLED_WEIGHTS = Path(__file__).with_name("simplehand_small.safetensors")
 
 @dataclass(frozen=True)
 class SimpleHandOptions:
-    """`weights` is a safetensors file with its .json beside it; "" means the bundled one."""
+    """`weights` is a safetensors file with its .json beside it; "" means the bundled one.
+
+    A hand is seen `views` times, turned about the line of sight in equal steps, and the results averaged: the
+    network is trained under every turn, and its errors under different turns are not the same.
+    """
 
     weights: str = ""
+    views: int = 2
+
+    def __post_init__(self) -> None:
+        if self.views < 1:
+            raise ConfigError(f"views: {self.views}; a hand is seen once or more")
 
 
 class SimpleHandEstimator:
@@ -53,14 +62,15 @@ class SimpleHandEstimator:
     batch: ClassVar[int] = 30
 
     def __init__(self, options: SimpleHandOptions | None = None) -> None:
-        self.weights = Path((options or SimpleHandOptions()).weights or BUNDLED_WEIGHTS)
+        options = options or SimpleHandOptions()
+        self.weights, self._views = Path(options.weights or BUNDLED_WEIGHTS), options.views
         self._net: SimpleHandNet | None = None
 
     @property
     def version(self) -> str:
-        """The recipe's name and the hash of its weights, for provenance."""
+        """The recipe's name, the hash of its weights and the number of views, for provenance."""
         info = read_info(self.weights)
-        return f"{info['recipe']}-{info['weights_sha256'][:12]}"
+        return f"{info['recipe']}-{info['weights_sha256'][:12]}-{self._views}"
 
     def requires(self) -> list[str]:
         """The weight files that are missing; [] where the estimator is ready."""
@@ -81,39 +91,36 @@ class SimpleHandEstimator:
         """Hands in RGB images, one query each. A box that makes no crop gives a row that is not valid."""
         if len(images) != len(queries):
             raise BackendError(f"{len(images)} images and {len(queries)} hand boxes; give one box per image")
-        crops: list[PerspectiveCrop | None] = []
-        reasons: list[str] = []
-        for image, query in zip(images, queries, strict=True):
+        crops: list[tuple[int, PerspectiveCrop]] = []
+        reasons = [""] * len(images)
+        for i, (image, query) in enumerate(zip(images, queries, strict=True)):
             if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
                 raise BackendError(f"an image of {image.dtype} {image.shape}; simplehand reads (h, w, 3) uint8 RGB")
             if query.tips not in TIP_SETS:
                 raise BackendError(f"a label with the tip set {query.tips!r}; known are {', '.join(TIP_SETS)}")
             try:
-                size, flip = self.net.config.input_px, query.side == "left"
-                crops.append(perspective_crop(query.K_px, query.box_px, size, flip=flip))
-                reasons.append("")
+                crops += [(i, crop) for crop in self._crops(query)]
             except SchemaError as error:
-                crops.append(None)
-                reasons.append(str(error))
+                reasons[i] = str(error)
         n = len(images)
         joints, verts, px = np.zeros((n, 21, 3)), np.zeros((n, 778, 3)), np.zeros((n, 21, 2))
-        rows = [i for i, crop in enumerate(crops) if crop is not None]
-        for start in range(0, len(rows), self.batch):
-            block = rows[start : start + self.batch]
-            views = np.stack([crops[i].image(images[i]) for i in block])  # type: ignore[union-attr]
-            uv, v, j = predict(self.net, views)
-            for row, i in enumerate(block):
-                crop = crops[i]
-                assert crop is not None
-                root = j[row, :1]
-                joints[i] = crop.vectors_to_camera(j[row] - root)
+        for start in range(0, len(crops), self.batch):
+            block = crops[start : start + self.batch]
+            uv, v, j = predict(self.net, np.stack([crop.image(images[i]) for i, crop in block]))
+            for row, (i, crop) in enumerate(block):
+                root, found = j[row, :1], j[row].copy()
                 if queries[i].tips != self.net.config.tips:
-                    tips = v[row, list(TIP_SETS[queries[i].tips][queries[i].side])]
-                    joints[i, list(TIPS_21)] = crop.vectors_to_camera(tips - root)
-                verts[i] = crop.vectors_to_camera(v[row] - root)
-                px[i] = crop.points_to_image(uv[row] * crop.size_px - 0.5)
-        valid = np.array([crop is not None for crop in crops], bool)
+                    found[list(TIPS_21)] = v[row, list(TIP_SETS[queries[i].tips][queries[i].side])]
+                joints[i] += crop.vectors_to_camera(found - root) / self._views
+                verts[i] += crop.vectors_to_camera(v[row] - root) / self._views
+                px[i] += crop.points_to_image(uv[row] * crop.size_px - 0.5) / self._views
+        valid = np.array([not reason for reason in reasons], bool)
         return Estimates(joints, px, verts, valid, tuple(reasons), load_open_hand("right").f)
+
+    def _crops(self, query: HandQuery) -> list[PerspectiveCrop]:
+        turns = [2 * np.pi * k / self._views for k in range(self._views)]
+        size, flip = self.net.config.input_px, query.side == "left"
+        return [perspective_crop(query.K_px, query.box_px, size, flip=flip, turn_rad=turn) for turn in turns]
 
 
 def predict(
