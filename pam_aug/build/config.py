@@ -9,6 +9,7 @@ from pam_aug.build.hand_crop import CropOptions, HandCrops
 from pam_aug.config import resolve, to_dict
 from pam_aug.errors import AssetMissing, ConfigError
 from pam_aug.mix_order import parse_ratio
+from pam_aug.rollouts.screening import ScreenConfig
 from pam_aug.score import COMBINE_RULES, combined_name
 from pam_aug.select import SelectConfig
 
@@ -17,6 +18,7 @@ __all__ = [
     "GenerateConfig",
     "MixConfig",
     "ScoreConfig",
+    "ScreenSection",
     "ShardsConfig",
     "check",
     "open_backend",
@@ -83,6 +85,13 @@ class MixConfig:
 
 
 @dataclass(frozen=True)
+class ScreenSection(ScreenConfig):
+    """With `on`, an input that the limits refuse is left out before anything is generated from it."""
+
+    on: bool = False
+
+
+@dataclass(frozen=True)
 class BuildConfig:
     """A build. `source` and `real` name a converter and hold that converter's own options and CropOptions.
 
@@ -98,6 +107,7 @@ class BuildConfig:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     shards: ShardsConfig = field(default_factory=ShardsConfig)
+    screen: ScreenSection = field(default_factory=ScreenSection)
     mix: MixConfig = field(default_factory=MixConfig)
 
 
@@ -110,7 +120,10 @@ def pixel_fields(config: BuildConfig) -> dict[str, Any]:
     tree = to_dict(config) | {"select": config.select.rule()}
     if len(config.score.judges()) == 1:
         del tree["score"]["combine"]
-    return {f.name: tree[f.name] for f in fields(config) if f.name not in _NOT_PIXELS}
+    del tree["screen"]["cache"]
+    if not config.screen.on:
+        del tree["screen"]
+    return {f.name: tree[f.name] for f in fields(config) if f.name in tree and f.name not in _NOT_PIXELS}
 
 
 def open_converter(section: Mapping[str, Any], where: str) -> Any:

@@ -61,7 +61,7 @@ def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, .
     ratio = parse_ratio(config.mix.ratio)
     if not synthetic or not real:
         ratio = Fraction(int(bool(real)))
-    left_out = _left_out(out, real)
+    left_out = (*_left_out(out, real), *_left_out(out, synthetic))
     if ratio > 0 and not sum(s.hands for s in real):
         raise ConfigError(
             f"nothing to train on: {sum(s.samples for s in real)} real images were converted and none has a hand "
@@ -72,7 +72,8 @@ def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, .
         )
     if ratio < 1 and not sum(s.hands for s in synthetic):
         raise BudgetExceeded(
-            "no synthetic sample was kept: every candidate failed or was refused; see the reasons in candidates/",
+            "no synthetic sample was kept: every candidate failed or was refused; see the reasons in candidates/ and, "
+            "where the build screens its inputs, in screening/",
         )
     sources = [
         MixSource("real", str(ratio), real, keep=str(parse_ratio(config.mix.real_fraction))),
@@ -96,7 +97,7 @@ def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, .
 
 
 def _left_out(out: Path, shards: tuple[MixShard, ...]) -> tuple[str, ...]:
-    """What the real shards' markers say was left out, by reason."""
+    """What the shards' markers say was left out, by reason."""
     counts: Counter[str] = Counter()
     for shard in shards:
         marker = read_marker(out / shard.path)

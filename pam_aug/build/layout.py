@@ -2,7 +2,15 @@
 
 from pathlib import Path
 
-__all__ = ["build_file", "candidates_path", "hands_folder", "rejected_path", "report_folder", "shards_folder"]
+__all__ = [
+    "build_file",
+    "candidates_path",
+    "hands_folder",
+    "rejected_path",
+    "report_folder",
+    "screening_path",
+    "shards_folder",
+]
 
 
 def build_file(out: Path) -> Path:
@@ -17,6 +25,11 @@ def shards_folder(out: Path) -> Path:
 def candidates_path(out: Path, shard: int) -> Path:
     """Every candidate of a synthetic shard's inputs, kept or rejected."""
     return out / "candidates" / f"{shard:05d}.parquet"
+
+
+def screening_path(out: Path, shard: int) -> Path:
+    """What screening measured of a synthetic shard's inputs, refused ones included; where a build screens."""
+    return out / "screening" / f"{shard:05d}.parquet"
 
 
 def rejected_path(out: Path, shard: int) -> Path:

@@ -20,6 +20,8 @@ from pam_aug.config import to_dict
 from pam_aug.engines import Failure, LocalEngine
 from pam_aug.errors import AssetMissing, ConfigError
 from pam_aug.hand import save_npz
+from pam_aug.rollouts.screening import NO_SIMULATION
+from pam_aug.rollouts.stability import engine_version
 from pam_aug.schema import SCHEMA_VERSION
 from pam_aug.select import select
 from pam_aug.shards.manifest import read_candidates
@@ -91,6 +93,10 @@ def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic")) -> P
         generator = open_backend("generators", generate.generator, generate.options, "generate.options")
         versions = {judge.name: judge.version for judge in open_judges(config.score)}
         judged_by = next(iter(versions.values())) if len(versions) == 1 else versions
+        if config.screen.on:
+            config.screen.check()
+            if config.screen.preset != NO_SIMULATION:
+                identity["screen_engine"] = engine_version()
         identity |= {"generator_version": generator.version, "estimator_version": judged_by}
 
     real: list[tuple[int, ...]] = []

@@ -62,6 +62,11 @@ class InputWork:
     def rows_path(self) -> Path:
         return self.folder / "rows.parquet"
 
+    @property
+    def screening_path(self) -> Path:
+        """What screening measured of the input, where the build screens."""
+        return self.folder / "screening.parquet"
+
     def is_done(self) -> bool:
         return self.rows_path.is_file()
 

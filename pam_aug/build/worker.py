@@ -9,13 +9,15 @@ from typing import Any
 
 from pam_aug.build.config import BuildConfig, open_backend, open_converter, open_judges
 from pam_aug.build.hand_crop import AbsentHand, HandCrops
-from pam_aug.build.layout import candidates_path, rejected_path, shards_folder
+from pam_aug.build.layout import candidates_path, rejected_path, screening_path, shards_folder
+from pam_aug.build.screen import read_screening, write_screening
 from pam_aug.build.workdir import InputWork, drop_shard_work
 from pam_aug.errors import BackendError, SchemaError, ShardDamaged, SourceError, UnsafeInput
 from pam_aug.hand import HandAssets
 from pam_aug.render.conditions import Conditions, depth_png, seg_png
 from pam_aug.render.pieces import scene_conditions
-from pam_aug.rollouts.scene import Item, LeftOut, build_scene
+from pam_aug.rollouts.scene import Item, LeftOut, Scene, build_scene
+from pam_aug.rollouts.screening import Screener, ScreenRow
 from pam_aug.schema import Candidate, Generation, Sample, Verdict, make_key
 from pam_aug.score import combine_scores, score_candidates, score_of
 from pam_aug.seeds import candidate_seed
@@ -103,6 +105,10 @@ class Worker:
         return open_backend("generators", generate.generator, generate.options, "generate.options")
 
     @functools.cached_property
+    def _screener(self) -> Screener | None:
+        return Screener(self._config.screen) if self._config.screen.on else None
+
+    @functools.cached_property
     def _judges(self) -> list[Any]:
         return open_judges(self._config.score)
 
@@ -165,6 +171,7 @@ class Worker:
     def _candidates(self, item: Item, work: InputWork) -> list[Candidate]:
         generate = self._config.generate
         scene = build_scene(item, self._source.hand_assets())
+        self._screen(scene, work)
         seeds = [candidate_seed(generate.run_seed, item.sample.key, i) for i in range(generate.candidates)]
         images = work.images()
         missing = [i for i in range(generate.candidates) if i not in images]
@@ -178,6 +185,15 @@ class Worker:
             for judge in self._judges
         ]
         return combine_scores(judged, self._config.score.combine)
+
+    def _screen(self, scene: Scene, work: InputWork) -> None:
+        """Raises LeftOut for an input that screening refuses; what was measured is kept either way."""
+        if self._screener is None:
+            return
+        row = self._screener.screen(scene)
+        write_screening(work.screening_path, [row])
+        if not row.kept:
+            raise LeftOut(f"{row.key}: {row.reason}", reason=_screened(row))
 
     def _failed_rows(self, index: int, error: Exception) -> list[Candidate]:
         generate = self._config.generate
@@ -215,15 +231,27 @@ class Worker:
         if self._config.shards.keep_rejected:
             self._write_candidates(rejected_path(self._out, unit.shard), "rejected", inputs, kept=False)
         write_candidates(candidates_path(self._out, unit.shard), rows)
+        screened = [
+            row for work in works if work.screening_path.is_file() for row in read_screening(work.screening_path)
+        ]
+        if screened:
+            write_screening(screening_path(self._out, unit.shard), screened)
         path = shards_folder(self._out) / shard_name("syn", unit.shard)
-        counts = self._write_candidates(path, "syn", inputs, kept=True)
+        counts = self._write_candidates(path, "syn", inputs, kept=True, screened=screened)
         drop_shard_work(self._out, unit.shard)
         return counts
 
     def _write_candidates(
-        self, path: Path, kind: Any, inputs: Sequence[tuple[int, Mapping[int, bytes], list[Candidate]]], kept: bool
+        self,
+        path: Path,
+        kind: Any,
+        inputs: Sequence[tuple[int, Mapping[int, bytes], list[Candidate]]],
+        kept: bool,
+        screened: Sequence[ScreenRow] = (),
     ) -> dict[str, int]:
         with ShardWriter(path, kind) as shard:
+            for refused in (row for row in screened if not row.kept):
+                shard.count(f"{LEFT_OUT}{_screened(refused)}")
             for index, images, rows in inputs:
                 wanted = [row for row in rows if row.verdict.kept == kept and row.index in images]
                 if kept and rows:
@@ -255,6 +283,10 @@ def _with_image_hash(sample: Sample, image_sha256: str) -> Sample:
     if sample.source.image_sha256:
         return sample
     return replace(sample, source=replace(sample.source, image_sha256=image_sha256))
+
+
+def _screened(row: ScreenRow) -> str:
+    return f"refused by screening, {row.reason.partition(':')[0]}"
 
 
 def _suffix(image: bytes) -> Any:

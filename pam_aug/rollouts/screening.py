@@ -21,9 +21,11 @@ from pam_aug.rollouts.physics import intersection_volume_m3
 from pam_aug.rollouts.scene import HandMesh, Mesh, ObjectMesh, Scene
 from pam_aug.rollouts.stability import GRIP, PRESETS, ObjectModel, Stability, engine_version, preset_named
 
-__all__ = ["ScreenConfig", "ScreenRow", "Screener", "failed_row"]
+__all__ = ["NO_SIMULATION", "ScreenConfig", "ScreenRow", "Screener", "failed_row"]
 
 NO_SIMULATION: Final = "none"
+"""The preset that measures meshes only."""
+
 _NEAR_M: Final = 0.05  # an object whose box is farther than this from the hand's is not the one that is held
 _MODELS: Final = 64  # compiled objects kept per process
 

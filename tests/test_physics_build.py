@@ -1,0 +1,45 @@
+"""A build that screens: refused inputs are rows with a reason, nothing is generated from them, others are untouched."""
+
+import fakes
+import pytest
+
+from pam_aug import registry
+from pam_aug.build.config import BuildConfig, pixel_fields
+from pam_aug.build.layout import screening_path
+from pam_aug.build.run import run_build
+from pam_aug.build.screen import read_screening
+from pam_aug.config import resolve
+from pam_aug.report.summary import read_all_candidates
+
+DEMO = "source={converter: demo-rollouts, count: 6, size: [48, 48]}"
+
+
+@pytest.fixture(autouse=True)
+def _fakes(monkeypatch):
+    monkeypatch.setattr(registry, "load", registry.load)
+    fakes.install()
+
+
+def config(*overrides: str) -> BuildConfig:
+    return resolve(BuildConfig, fakes.CONFIG, [DEMO, "shards.inputs_per_shard=6", *overrides])
+
+
+def test_refused_inputs_are_left_out_with_their_reason(tmp_path):
+    limits = ("screen.on=true", "screen.preset=none", "screen.max_penetration_mm=3.0")
+    result = run_build(config(*limits), tmp_path, workers=0)
+    rows = read_screening(screening_path(tmp_path, 0))
+    kept = {row.key for row in rows if row.kept}
+    assert len(rows) == 6
+    assert len(kept) == 4  # two of the six are 3.9 and 5.0 mm deep
+    assert {row.input_key for row in read_all_candidates(tmp_path)} == kept
+    assert result.summary.failed == 0
+    told = [note for note in result.notes if "refused by screening" in note]
+    assert sum(int(note.split()[0]) for note in told) == 6 - len(kept)
+
+
+def test_a_build_that_does_not_screen_is_the_same_as_ever(tmp_path):
+    assert "screen" not in pixel_fields(config())
+    assert pixel_fields(config("screen.on=true"))["screen"]["max_penetration_mm"] == 10.0
+    run_build(config(), tmp_path, workers=0)
+    assert not (tmp_path / "screening").exists()
+    assert len({row.input_key for row in read_all_candidates(tmp_path)}) == 6
