@@ -29,7 +29,6 @@ __all__ = [
     "DEV_VAE",
     "TextEncoders",
     "decode_latents",
-    "encode_images",
     "load_transformer",
     "load_vae",
     "missing_files",
@@ -166,14 +165,6 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     z = latents.to(vae.device, vae.dtype) / vae.config["scaling_factor"] + vae.config["shift_factor"]
     images = vae.decode(z, return_dict=False)[0].float()
     return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
-
-
-@torch.inference_mode()
-def encode_images(vae: AutoencoderKL, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Images (n,h,w,3) uint8 to latents as FLUX has them: a sample of the posterior, not its mean."""
-    x = (images.permute(0, 3, 1, 2).to(vae.device, vae.dtype) / 127.5) - 1
-    z = vae.encode(x, return_dict=False)[0].sample(generator)
-    return vae.config["scaling_factor"] * (z - vae.config["shift_factor"])
 
 
 def _from_folder(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
