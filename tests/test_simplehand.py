@@ -9,9 +9,10 @@ import torch
 from pam_aug import registry
 from pam_aug.errors import AssetMissing, BackendError, ConfigError, SchemaError
 from pam_aug.estimators.base import Estimator, HandQuery
-from pam_aug.estimators.crop import perspective_crop
+from pam_aug.estimators.crop import perspective_crop, upright_turn
 from pam_aug.estimators.joint_map import fit_joint_map
 from pam_aug.estimators.simplehand import (
+    BUNDLED_TURN_WEIGHTS,
     BUNDLED_WEIGHTS,
     SimpleHandEstimator,
     SimpleHandOptions,
@@ -21,6 +22,7 @@ from pam_aug.estimators.simplehand import (
 )
 from pam_aug.estimators.simplehand_net import (
     NetConfig,
+    NetOutput,
     SimpleHandNet,
     fold_batch_norm,
     mean_position,
@@ -250,6 +252,72 @@ def test_several_views_are_averaged_and_do_not_depend_on_the_images_turn(weights
     assert two.version != one.version
     with pytest.raises(ConfigError, match="views"):
         SimpleHandOptions(views=0)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_an_upright_crop_has_the_wrist_below_the_knuckles(flip):
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        joints = rng.normal(size=(21, 3)) * 0.05 + [0.1, -0.05, 0.6]
+        px = project(joints, K)
+        box = np.concatenate([px.min(0), px.max(0)])
+        straight = perspective_crop(K, box, 64, flip=False)
+        turn = upright_turn(straight.vectors(joints))
+        seen = perspective_crop(K, box, 64, flip=flip, turn_rad=turn).vectors(joints)
+        along = seen[[5, 9, 13, 17]].mean(0) - seen[0]
+        assert along[0] == pytest.approx(0, abs=1e-12)
+        assert along[1] < 0  # y is down
+
+
+def upright_weights(folder):
+    path = folder / "upright.safetensors"
+    net = SimpleHandNet(NetConfig.of({**TINY_FIELDS, "upright": True}), tiny_net().joint_map)
+    save_net(net, path, {"recipe": "up"})
+    return path
+
+
+class Says(torch.nn.Module):
+    """A network that gives every crop the same hand and keeps the crops."""
+
+    def __init__(self, joints_m, config=TINY):
+        super().__init__()
+        self.config, self.joints_m, self.seen = config, torch.as_tensor(joints_m, dtype=torch.float32), []
+
+    def forward(self, x):
+        self.seen += list(x)
+        n = len(x)
+        return NetOutput(torch.full((n, 21, 2), 0.5), torch.zeros(n, 778, 3), self.joints_m.expand(n, 21, 3))
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_second_look_is_upright_and_the_answer_is_turned_back(tmp_path, side):
+    path = upright_weights(tmp_path)
+    estimator = SimpleHandEstimator(SimpleHandOptions(weights=str(path), views=1))
+    lying = np.zeros((21, 3))
+    lying[1:, 0] = 0.1  # knuckles to the right of the wrist
+    up = np.zeros((21, 3))
+    up[1:, 1] = -0.1
+    estimator.turn_net, estimator.net = Says(lying), Says(up)
+    K_mid = np.array([[300.0, 0.0, 89.5], [0.0, 300.0, 89.5], [0.0, 0.0, 1.0]])
+    image = images(1)[0][:180, :180].copy()
+    found = estimator.estimate([image], [HandQuery(side, np.array([60.0, 60.0, 119.0, 119.0]), K_mid, "smplx")])
+    first, second = estimator.turn_net.seen[0], estimator.net.seen[0]
+    # What was at the right of the first view is at the top of the second.
+    assert second == pytest.approx(torch.rot90(first, 1, (1, 2)), abs=0.02)
+    mirror = -1 if side == "left" else 1
+    assert found.joints_m[0, 9] == pytest.approx([0.1 * mirror, 0, 0], abs=1e-6)
+
+
+def test_views_of_an_upright_network_stay_near_upright(tmp_path):
+    path = upright_weights(tmp_path)
+    one, three = (SimpleHandEstimator(SimpleHandOptions(weights=str(path), views=v)) for v in (1, 3))
+    assert one._turns(0.3) == [0.3]
+    assert three._turns(0.3) == pytest.approx([0.3 - np.pi / 12, 0.3, 0.3 + np.pi / 12])
+    hashes = [read_info(p)["weights_sha256"][:12] for p in (path, BUNDLED_TURN_WEIGHTS)]
+    assert three.version == f"up-{hashes[0]}-{hashes[1]}-3"
+    lost = SimpleHandEstimator(SimpleHandOptions(weights=str(path), turn_weights=str(tmp_path / "none.safetensors")))
+    assert len(lost.requires()) == 2
+    assert all("simplehand_turn" in line for line in lost.requires())
 
 
 @pytest.mark.parametrize("side", ["right", "left"])

@@ -89,6 +89,20 @@ def test_a_left_hand_is_a_mirrored_right_hand(pool):
         assert volume > 0  # a mirrored mesh under the right hand's faces would be inside out
 
 
+def test_an_upright_networks_crops_are_upright_but_for_the_noise(pool):
+    net, rng = NetConfig.of({**NET, "upright": True}), np.random.default_rng(5)
+
+    def directions(augment):
+        joints = [crop_with_label(pool, row % 8, net, augment, rng)[2] for row in range(80)]
+        along = np.stack([j[[5, 9, 13, 17]].mean(0) - j[0] for j in joints])
+        return np.arctan2(along[:, 0], -along[:, 1])  # 0 where the knuckles are above the wrist
+
+    exact = directions(AugmentConfig(any_turn=0.0, turn_noise=0.0, shift=0.0))
+    assert exact == pytest.approx(np.zeros(80), abs=1e-4)
+    assert 0.05 < np.abs(directions(AugmentConfig(any_turn=0.0, turn_noise=0.2))).mean() < 0.8
+    assert np.abs(directions(AugmentConfig(any_turn=1.0))).mean() == pytest.approx(np.pi / 2, abs=0.4)
+
+
 def test_batches_depend_on_seed_and_number_only(pool):
     net = NetConfig.of(NET)
     batches = CropBatches(pool, net, AugmentConfig(), batch=4, iterations=5, seed=3)

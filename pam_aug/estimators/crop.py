@@ -13,10 +13,12 @@ from jaxtyping import Float, UInt8
 
 from pam_aug.errors import SchemaError
 
-__all__ = ["PerspectiveCrop", "perspective_crop"]
+__all__ = ["PerspectiveCrop", "perspective_crop", "upright_turn"]
 
 ENLARGE = 1.35
 """Crop side over the box's longer side. The box is that of the joints; fingers' flesh reaches past it."""
+
+_KNUCKLES = (5, 9, 13, 17)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,6 +98,17 @@ def perspective_crop(
     K_crop = np.array([[focal, 0.0, middle], [0.0, focal, middle], [0.0, 0.0, 1.0]])
     in_plane = np.array([[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, 1.0]])
     return PerspectiveCrop(in_plane @ R, K, K_crop, size_px, flip)
+
+
+def upright_turn(joints_m: Float[np.ndarray, "21 3"], noise: Float[np.ndarray, "2"] | float = 0.0) -> float:
+    """The turn (rad) of a crop whose axes `joints_m` are in, not mirrored, under which the wrist is below the knuckles.
+
+    `noise` is added to the across and down parts of the unit vector from wrist to knuckles: the less of a hand is seen
+    from the side, the less sure its turn is.
+    """
+    along = joints_m[list(_KNUCKLES)].mean(0) - joints_m[0]
+    across, down = along[:2] / max(float(np.linalg.norm(along)), 1e-9) + noise
+    return float(-np.pi / 2 - np.arctan2(down, across))
 
 
 def _look_at(ray: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3 3"]:

@@ -37,7 +37,7 @@ class NetConfig:
     the head's time. `uv_head` is the published "pooled" (a linear layer on the mean feature) or "heatmap" (the mean
     position under a softmax over the deconvolved map; Sun et al., ECCV 2018), which learns positions much sooner.
     `token_map` is the published "deconv" or "pyramid", which adds the maps of the two stages before the last to it
-    (Lin et al., CVPR 2017).
+    (Lin et al., CVPR 2017). `upright` says that the network reads crops with the wrist below the knuckles.
     """
 
     backbone: str = "small"
@@ -55,6 +55,7 @@ class NetConfig:
     token_map: str = "deconv"
     deconv_stride: int = 4
     output_scale_m: float = 0.1
+    upright: bool = False
 
     def __post_init__(self) -> None:
         problems: list[str] = []

@@ -56,8 +56,14 @@ class PoolConfig:
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """Chances and ranges of the augmentations; all are drawn per crop. Turns are uniform over the circle."""
+    """Chances and ranges of the augmentations; all are drawn per crop.
 
+    Turns are uniform over the circle. A network for upright crops has them upright, but for a share `any_turn`, with
+    normal noise of deviation `turn_noise` in the direction (see `upright_turn`): as well as they will be found.
+    """
+
+    any_turn: float = 0.04
+    turn_noise: float = 0.15
     scale: list[float] = field(default_factory=lambda: [0.85, 1.2])  # times the crop's side
     shift: float = 0.08  # of the box's side, both ways
     occlude: float = 0.1

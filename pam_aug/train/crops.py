@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pam_aug.estimators.base import tight_box
-from pam_aug.estimators.crop import ENLARGE, perspective_crop
+from pam_aug.estimators.crop import ENLARGE, perspective_crop, upright_turn
 from pam_aug.estimators.simplehand_net import NetConfig
 from pam_aug.seeds import derived_seed
 from pam_aug.train.config import AugmentConfig
@@ -77,7 +77,7 @@ def crop_with_label(
     turn, scale, shift = 0.0, 1.0, (0.0, 0.0)
     border = cv2.BORDER_REPLICATE
     if augment is not None:
-        turn, scale = rng.uniform(-np.pi, np.pi), rng.uniform(augment.scale[0], augment.scale[1])
+        turn, scale = _turn(pool, hand, net, augment, rng), rng.uniform(augment.scale[0], augment.scale[1])
         shift = (rng.uniform(-augment.shift, augment.shift), rng.uniform(-augment.shift, augment.shift))
         border = cv2.BORDER_REPLICATE if rng.random() < 0.5 else cv2.BORDER_REFLECT_101
     view = perspective_crop(
@@ -98,6 +98,13 @@ def crop_with_label(
         view.vectors(joints - root).astype(np.float32),
         view.vectors(verts - root).astype(np.float32),
     )
+
+
+def _turn(pool: Pool, hand: int, net: NetConfig, augment: AugmentConfig, rng: np.random.Generator) -> float:
+    if not net.upright or rng.random() < augment.any_turn:
+        return rng.uniform(-np.pi, np.pi)
+    straight = perspective_crop(pool.K_px[hand], tight_box(pool.joints_px[hand]), 1, flip=False)
+    return upright_turn(straight.vectors(pool.joints_m[hand]), rng.normal(0.0, augment.turn_noise, 2))
 
 
 def augment_pixels(

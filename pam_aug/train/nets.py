@@ -117,7 +117,10 @@ def save_weights(net: SimpleHandNet | FastViTNet, fields: Mapping[str, Any], pat
 
 def _config(fields: Mapping[str, Any]) -> NetConfig | FastViTConfig:
     if fields.get("backbone") != "fastvit_ma36":
-        return NetConfig.of(fields)
+        config = NetConfig.of(fields)
+        if config.upright:
+            raise ConfigError("net.upright: training on shards shows hands all ways up; leave it out")
+        return config
     unknown = sorted(set(fields) - set(FastViTConfig.__dataclass_fields__))
     if unknown:
         raise ConfigError(f"net has no {', '.join(unknown)}; it has {', '.join(FastViTConfig.__dataclass_fields__)}")
