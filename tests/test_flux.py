@@ -1,6 +1,7 @@
 """FLUX under PAM's control pair: names, sizes, schedule, exactness of batches and of zero control."""
 
 import dataclasses
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -11,7 +12,7 @@ pytest.importorskip("diffusers")
 
 from fake_flux import TRANSFORMER, VAE, tiny_control, tiny_transformer, write_flux
 
-from pam_aug.errors import BackendError, ConfigError, SchemaError, UnsafeInput
+from pam_aug.errors import BackendError, ConfigError, SchemaError, SourceError, UnsafeInput
 from pam_aug.generate.flux import generator as flux_generator
 from pam_aug.generate.flux.checkpoint import load_control, original_state, published_entries, save_control
 from pam_aug.generate.flux.controlnet import ControlPair, pack_tokens, token_ids, unpack_tokens
@@ -305,6 +306,28 @@ def test_what_is_missing_is_said_before_any_work(tmp_path, files):
     assert FluxOptions(memory_gb=24).resolved().batch == 1
 
 
+def test_captions_are_the_prompts(tmp_path, options, scene):
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({scene.sample.key: "a hand lifts a thing"}))
+    told = FluxGenerator(dataclasses.replace(options, captions=str(captions), prompt="drawn"))
+    assert told.requires() == []
+    assert [image.prompt for image in told.generate(scene, [3, 4])] == ["a hand lifts a thing"] * 2
+    captions.write_text('{"another": "input"}')
+    refusing = FluxGenerator(told.options)
+    with pytest.raises(SourceError, match="missing_caption=prompt"):
+        next(refusing.generate(scene, [3]))
+    assert "skin" in FluxGenerator(dataclasses.replace(told.options, missing_caption="prompt")).prompt(scene, 3)
+    captions.write_text("[]")
+    with pytest.raises(SourceError, match="expected"):
+        FluxGenerator(told.options).requires()
+    captions.unlink()
+    assert FluxGenerator(told.options).requires() == [
+        f"{captions}: the captions are missing (generate.options.captions)"
+    ]
+    with pytest.raises(ConfigError, match="missing_caption 'skip'"):
+        FluxOptions(missing_caption="skip")
+
+
 def test_start_from_copies_the_transformers_first_blocks():
     transformer = tiny_transformer()
     pair = ControlPair(transformer.config)
@@ -326,13 +349,21 @@ def test_a_build_with_flux_from_end_to_end(tmp_path, files, options):
 
     names = ("base", "control", "width", "height", "steps")
     chosen = {name: getattr(options, name) for name in names}
+    source = load("converters", "demo-rollouts")
+    key = source(source.Options(size=[64, 48])).item(0).sample.key
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({key.rpartition("/")[0]: "a hand at work"}))
     recipe = {
         "source": {"converter": "demo-rollouts", "size": [64, 48]},
         "inputs": 1,
-        "generate": {"generator": "flux", "options": {**chosen, "dtype": "float32", "device": "cpu"}},
+        "generate": {
+            "generator": "flux",
+            "options": {**chosen, "captions": str(captions), "dtype": "float32", "device": "cpu"},
+        },
         "mix": {"ratio": "0"},
     }
     result = run_build(resolve(BuildConfig, recipe), tmp_path / "out", ["synthetic"], workers=0)
     assert (result.summary.candidates, result.summary.kept, result.summary.rejected) == (30, 22, 8)
     shard = ShardReader(tmp_path / "out/shards/syn-00000.tar")
     assert len(shard) == 22
+    assert {shard.sample(i).generation.prompt for i in range(22)} == {"a hand at work"}

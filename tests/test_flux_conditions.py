@@ -1,14 +1,12 @@
 """Condition images and prompts of the generator `flux`: expected pixels computed by hand from PAM's rules."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("diffusers")
 
-from pam_aug.errors import ConfigError, SourceError
+from pam_aug.errors import ConfigError
 from pam_aug.generate.flux.looks import (
     PALETTE,
     condition_images,
@@ -17,7 +15,7 @@ from pam_aug.generate.flux.looks import (
     seg_image,
     stretch_back,
 )
-from pam_aug.generate.flux.prompts import OFFICIAL_PROMPT, drawn_prompt, object_words, read_captions
+from pam_aug.generate.flux.prompts import OFFICIAL_PROMPT, drawn_prompt, object_words
 from pam_aug.registry import load
 from pam_aug.render.conditions import (
     DEXYCB_KEYPOINTS,
@@ -148,22 +146,3 @@ def test_drawn_prompts_say_what_is_there_and_vary(scene):
     assert object_words("ycb/035_ice_tool") == "an ice tool"
     assert object_words("00000054c36d44a2") == "an object"
     assert OFFICIAL_PROMPT == "A hand is trying to grasp something"
-
-
-def test_caption_files_of_both_forms(tmp_path):
-    frames = tmp_path / "descriptions.json"
-    frames.write_text(json.dumps({"0": "first", "8": "second"}))
-    captions = read_captions(frames)
-    assert [captions.of(name) for name in ("0", "7", "8", "48")] == ["first", "first", "second", "second"]
-    lines = tmp_path / "prompt.jsonl"
-    lines.write_text('{"video_path": "a/video.mp4", "response": "a man"}\n\n{"video_path": "b", "response": "c"}\n')
-    assert read_captions(lines).of("a/video.mp4") == "a man"
-    assert read_captions(lines).of("none") is None
-    lines.write_text('{"video_path": "a"}\n')
-    with pytest.raises(SourceError, match="line 1"):
-        read_captions(lines)
-    frames.write_text("[1]")
-    with pytest.raises(SourceError, match="expected"):
-        read_captions(frames)
-    with pytest.raises(ConfigError, match="cannot be read"):
-        read_captions(tmp_path / "none.json")

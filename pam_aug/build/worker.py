@@ -13,6 +13,7 @@ from pam_aug.build.layout import candidates_path, rejected_path, screening_path,
 from pam_aug.build.screen import read_screening, write_screening
 from pam_aug.build.workdir import InputWork, drop_shard_work
 from pam_aug.errors import BackendError, SchemaError, ShardDamaged, SourceError, UnsafeInput
+from pam_aug.generate.base import Prompted
 from pam_aug.hand import HandAssets
 from pam_aug.render.conditions import Conditions, depth_png, seg_png
 from pam_aug.render.pieces import scene_conditions
@@ -261,20 +262,21 @@ class Worker:
                 if not wanted:
                     continue
                 item = self._source.item(index)
-                scene = functools.partial(build_scene, item, self._source.hand_assets())
+                scene = functools.cache(functools.partial(build_scene, item, self._source.hand_assets()))
                 extras = self._extras(lambda scene=scene: self._generator.conditions(scene()))
                 for row in wanted:
-                    shard.add(self._labelled(item.sample, row), images[row.index], "jpg", extras)
+                    told = self._generator.prompt(scene(), row.seed) if isinstance(self._generator, Prompted) else ""
+                    shard.add(self._labelled(item.sample, row, told), images[row.index], "jpg", extras)
         return shard.marker["counts"]
 
-    def _labelled(self, sample: Sample, row: Candidate) -> Sample:
+    def _labelled(self, sample: Sample, row: Candidate, prompt: str) -> Sample:
         generation = Generation(
             generator=row.generator,
             version=self._generator.version,
             input_key=row.input_key,
             candidate=row.index,
             seed=row.seed,
-            prompt="",
+            prompt=prompt,
         )
         return replace(sample, key=row.key, synthetic=True, generation=generation, score=score_of(row))
 

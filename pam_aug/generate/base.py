@@ -10,7 +10,7 @@ from numpy import ndarray
 from pam_aug.render.conditions import Conditions
 from pam_aug.rollouts.scene import Scene
 
-__all__ = ["GeneratedImage", "Generator"]
+__all__ = ["GeneratedImage", "Generator", "Prompted"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -51,4 +51,13 @@ class Generator(Protocol):
         `size` is (width, height) of the images; None means the size of the scene's camera. The labels of an image
         of another size are the scene's, with `K_px` scaled (pixel centres at integers).
         """
+        ...
+
+
+@runtime_checkable
+class Prompted(Protocol):
+    """A generator that reads a text: what it read is recorded with each sample."""
+
+    def prompt(self, scene: Scene, seed: int) -> str:
+        """The text of a candidate, a function of the scene and the seed only."""
         ...

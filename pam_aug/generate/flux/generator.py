@@ -14,8 +14,9 @@ import simplejpeg
 import torch
 from torch import Tensor
 
-from pam_aug.errors import BackendError, ConfigError
+from pam_aug.errors import BackendError, ConfigError, SourceError
 from pam_aug.generate.base import GeneratedImage
+from pam_aug.generate.flux.captions import CaptionBook
 from pam_aug.generate.flux.checkpoint import load_control
 from pam_aug.generate.flux.controlnet import unpack_tokens
 from pam_aug.generate.flux.looks import LOOKS, condition_images, condition_tensor, stretch_back
@@ -30,6 +31,7 @@ __all__ = ["FluxGenerator", "FluxOptions"]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _JPEG_QUALITY = 95
+_MISSING_CAPTIONS = ("refuse", "prompt")
 
 _PRESETS: dict[int, dict[str, Any]] = {
     24: {"batch": 1, "keep_text_encoders": False, "offload": True, "vae_tiling": True},
@@ -43,15 +45,20 @@ _PRESETS: dict[int, dict[str, Any]] = {
 class FluxOptions:
     """`base` is the folder of FLUX.1-dev, `control` PAM's controlnet.bin (or safetensors).
 
-    `prompt`: a text, or "drawn" for one of our templates per candidate. `look` is the dataset whose condition images
-    the ControlNets are shown. `mu` is the schedule's shift: "official" as PAM's code has it, "token_count" as FLUX
-    means it. `width` and `height` are what is painted; the image is stretched back to the scene's camera. `memory_gb`
-    (24, 40 or 80) sets `batch` and what stays on the GPU; the single fields are then ignored.
+    `prompt`: a text, or "drawn" for one of our templates per candidate. `captions`: a caption list or a folder of
+    descriptions.json (`captions.CaptionBook`), whose text of an input is then the prompt of all its candidates; an
+    input without one fails with that reason, or is painted by `prompt` where `missing_caption` is "prompt". `look` is
+    the dataset whose condition images the ControlNets are shown. `mu` is the schedule's shift: "official" as PAM's code
+    has it, "token_count" as FLUX means it. `width` and `height` are what is painted; the image is stretched back to the
+    scene's camera. `memory_gb` (24, 40 or 80) sets `batch` and what stays on the GPU; the single fields are then
+    ignored.
     """
 
     base: str = ""
     control: str = ""
     prompt: str = OFFICIAL_PROMPT
+    captions: str = ""
+    missing_caption: str = "refuse"
     look: str = "dexycb"
     steps: int = 28
     guidance: float = 4.0
@@ -75,6 +82,8 @@ class FluxOptions:
             problems.append(f"mu {self.mu!r}: choose one of {', '.join(MU_RULES)}")
         if self.dtype not in _DTYPES:
             problems.append(f"dtype {self.dtype!r}: choose one of {', '.join(_DTYPES)}")
+        if self.missing_caption not in _MISSING_CAPTIONS:
+            problems.append(f"missing_caption {self.missing_caption!r}: choose one of {', '.join(_MISSING_CAPTIONS)}")
         if self.memory_gb not in (0, *_PRESETS):
             problems.append(f"memory_gb {self.memory_gb}: choose one of {', '.join(map(str, _PRESETS))}, or 0")
         if self.width % 16 or self.height % 16 or min(self.width, self.height) < 16:
@@ -111,6 +120,10 @@ class FluxGenerator:
                 "from https://huggingface.co/GasaiYU/PAM (folder appearance_gen) and give its path as "
                 "generate.options.control"
             )
+        if o.captions and not Path(o.captions).exists():
+            missing.append(f"{o.captions}: the captions are missing (generate.options.captions)")
+        elif o.captions:
+            _ = self._book  # a file of another form is told before any work, too
         return missing
 
     def conditions(self, scene: Scene) -> Conditions:
@@ -125,10 +138,10 @@ class FluxGenerator:
         A batch that does not fit is halved and tried again; raises BackendError where one candidate alone does not fit.
         """
         o = self.options
+        texts = [self.prompt(scene, seed) for seed in seeds]
+        self._encode(texts)
         images = condition_images(scene, self.conditions(scene), o.look)
         hints = self._hints(condition_tensor(images, o.width, o.height))
-        texts = [drawn_prompt(scene, seed) if o.prompt == "drawn" else o.prompt for seed in seeds]
-        self._encode(texts)
         camera = scene.sample.camera
         width, height = size or (camera.width, camera.height)
         start = 0
@@ -142,6 +155,21 @@ class FluxGenerator:
                 jpeg = simplejpeg.encode_jpeg(image, quality=_JPEG_QUALITY, colorsubsampling="444")
                 yield GeneratedImage(simplejpeg.decode_jpeg(jpeg, colorspace="RGB"), jpeg, text)
             start = end
+
+    def prompt(self, scene: Scene, seed: int) -> str:
+        """The text that a candidate is painted by. Raises SourceError where captions are given and have none for it."""
+        o = self.options
+        if o.captions:
+            try:
+                return self._book.of(scene.sample)
+            except SourceError:
+                if o.missing_caption == "refuse":
+                    raise
+        return drawn_prompt(scene, seed) if o.prompt == "drawn" else o.prompt
+
+    @cached_property
+    def _book(self) -> CaptionBook:
+        return CaptionBook(Path(self.options.captions))
 
     @cached_property
     def _device(self) -> torch.device:
@@ -181,12 +209,17 @@ class FluxGenerator:
         return TextEncoders(Path(self.options.base), self._dtype, self._device)
 
     def _encode(self, texts: Sequence[str]) -> None:
-        """Encode what is new, all at once, before the transformer takes the memory."""
+        """Encode what is new, all at once; for the first input, before the transformer takes the memory.
+
+        Only the current input's prompts are kept, 4 MB each.
+        """
+        o = self.options
         new = list(dict.fromkeys(text for text in texts if text not in self._prompts))
         if new:
             self._prompts |= dict(zip(new, self._encoders.encode(new), strict=True))
-            if not self.options.keep_text_encoders or self.options.prompt != "drawn":
+            if not (o.keep_text_encoders and (o.prompt == "drawn" or o.captions)):
                 self._encoders.free()
+        self._prompts = {text: self._prompts[text] for text in dict.fromkeys(texts)}
 
     @torch.inference_mode()
     def _hints(self, conditions: Tensor) -> tuple[Tensor, Tensor]:

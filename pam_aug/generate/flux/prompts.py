@@ -1,17 +1,13 @@
-"""Prompts of candidates: PAM's fixed one, the user's own, captions of files, or sentences drawn from templates."""
+"""Prompts of candidates: PAM's fixed one, or sentences drawn from templates."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
-from pam_aug.errors import ConfigError, SourceError
 from pam_aug.rollouts.scene import Scene
 from pam_aug.seeds import derived_seed
 
-__all__ = ["OFFICIAL_PROMPT", "Captions", "drawn_prompt", "object_words", "read_captions"]
+__all__ = ["OFFICIAL_PROMPT", "drawn_prompt", "object_words"]
 
 OFFICIAL_PROMPT = "A hand is trying to grasp something"
 """What PAM's script gives every simulated rollout."""
@@ -91,57 +87,3 @@ def _touches(scene: Scene) -> bool:
         return False
     tree = KDTree(np.concatenate([o.verts_cam_m for o in scene.objects]))
     return min(float(tree.query(hand.verts_cam_m)[0].min()) for hand in scene.hands) < _NEAR_M
-
-
-@dataclass(frozen=True, slots=True)
-class Captions:
-    """Texts by name: by frame number, as `descriptions.json` has them, or by video path, as PAM's JSONL lists do."""
-
-    texts: Mapping[str, str]
-
-    def of(self, name: str) -> str | None:
-        """The text of a frame or video; of a frame number between two captions, the earlier one's."""
-        if name in self.texts or not name.isdigit():
-            return self.texts.get(name)
-        earlier = [int(key) for key in self.texts if key.isdigit() and int(key) <= int(name)]
-        return self.texts[str(max(earlier))] if earlier else None
-
-
-def read_captions(path: Path) -> Captions:
-    """`descriptions.json` ({"0": text, "8": text, …}) or lines of {"video_path": …, "response": …}.
-
-    Raises SourceError for a file of another form, with the line.
-    """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error}); give descriptions.json or a caption list", path=str(path)
-        ) from error
-    if path.suffix == ".jsonl":
-        texts = {}
-        for number, line in enumerate(content.splitlines(), 1):
-            if line.strip():
-                video, text = _caption_line(path, number, line)
-                texts[video] = text
-        return Captions(texts)
-    try:
-        tree = json.loads(content)
-    except ValueError as error:
-        raise SourceError(f"{path}: not JSON ({error})", path=str(path)) from error
-    if not isinstance(tree, dict) or not all(isinstance(v, str) for v in tree.values()):
-        raise SourceError(f'{path}: expected {{"0": text, "8": text, …}}', path=str(path))
-    return Captions(tree)
-
-
-def _caption_line(path: Path, number: int, line: str) -> tuple[str, str]:
-    try:
-        row = json.loads(line)
-        video, text = row["video_path"], row["response"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise SourceError(
-            f'{path}, line {number}: expected {{"video_path": …, "response": …}} ({error})', path=str(path), line=number
-        ) from error
-    if not (isinstance(video, str) and isinstance(text, str)):
-        raise SourceError(f"{path}, line {number}: video_path and response are texts", path=str(path), line=number)
-    return video, text
