@@ -202,6 +202,23 @@ def repair(
 
 
 @app.command()
+def migrate(
+    folder: Annotated[Path, typer.Argument(help="A folder with shards that another version of this library wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="A new folder; the same command resumes. The old one stays.")],
+    dry_run: DryRun = False,
+    as_json: Json = False,
+) -> None:
+    """Bring shards of an older schema version to this library's, verified before and after. Says where none are."""
+    from pam_aug.build.migrate import migrate as migrate_folder
+    from pam_aug.build.progress import Progress
+
+    todo = migrate_folder(folder, out, dry_run=True)
+    with Progress(todo.samples, "samples") as bar:
+        result = migrate_folder(folder, out, dry_run, bar.add)
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+
+
+@app.command()
 def select(
     folder: Annotated[Path, typer.Argument(help="The output folder of a build that kept its rejected samples.")],
     out: Annotated[Path, typer.Option("--out", help="A new folder; the same command resumes. The build stays.")],

@@ -8,6 +8,8 @@ __all__ = [
     "PamAugError",
     "ResumeMismatch",
     "SchemaError",
+    "SchemaNewer",
+    "SchemaOlder",
     "ShardDamaged",
     "SourceError",
     "StorageError",
@@ -51,6 +53,14 @@ class SchemaError(PamAugError):
     """Data that does not have the stated form."""
 
     exit_code = 4
+
+
+class SchemaNewer(SchemaError):
+    """Data of a schema version that a newer library wrote; `found` and `reads` are the two versions."""
+
+
+class SchemaOlder(SchemaError):
+    """Data of a schema version that an older library wrote; `found` and `reads` are the two versions."""
 
 
 class SourceError(PamAugError):

@@ -14,6 +14,7 @@ import numpy as np
 import orjson
 
 from pam_aug.errors import SchemaError
+from pam_aug.versions import SCHEMA_VERSION, check_version
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -38,8 +39,6 @@ __all__ = [
     "sample_from_json",
     "sample_to_json",
 ]
-
-SCHEMA_VERSION = 1
 
 SEG_BACKGROUND = 0
 SEG_RIGHT_HAND = 1
@@ -338,17 +337,15 @@ def sample_to_json(sample: Sample) -> bytes:
 
 
 def sample_from_json(data: bytes) -> Sample:
-    """The sample of `sample_to_json`'s bytes, bit for bit. Raises SchemaError naming the field that does not fit."""
+    """The sample of `sample_to_json`'s bytes, bit for bit.
+
+    Raises SchemaError naming the field that does not fit, SchemaNewer and SchemaOlder for another version.
+    """
     try:
         tree = orjson.loads(data)
     except orjson.JSONDecodeError as error:
         raise SchemaError(f"not JSON: {error}") from error
-    version = tree.get("schema_version") if isinstance(tree, dict) else None
-    if version != SCHEMA_VERSION:
-        raise SchemaError(
-            f"schema version {version}, this library reads {SCHEMA_VERSION}: use the library that wrote it or rebuild",
-            version=version,
-        )
+    check_version(tree.get("schema_version") if isinstance(tree, dict) else None, "the label")
     return _typed(Sample, tree, "Sample")
 
 

@@ -16,21 +16,22 @@ from pam_aug.shards.atomic import create_temporary, fsync_folder, storage_errors
 from pam_aug.shards.files import Place, place, read_whole
 from pam_aug.shards.reader import ShardReader, read_marker
 from pam_aug.shards.writer import ShardKind
+from pam_aug.versions import SCHEMA_VERSION, check_version
 
 __all__ = [
-    "MIX_VERSION",
     "Mix",
     "MixShard",
     "MixSource",
+    "candidate_from_row",
+    "candidate_rows",
     "collect_shards",
+    "mix_from_tree",
     "read_candidates",
     "read_mix",
     "write_candidates",
     "write_manifest",
     "write_mix",
 ]
-
-MIX_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ class Mix:
     seed: int = 0
     when_short: str = "repeat"
     window_shards: int = 0
-    version: int = MIX_VERSION
+    version: int = SCHEMA_VERSION
 
 
 def write_mix(path: Path, mix: Mix) -> None:
@@ -84,7 +85,8 @@ def write_mix(path: Path, mix: Mix) -> None:
 def read_mix(path: Place | str) -> Mix:
     """A `mix.json` or the one in a folder, by path or URL.
 
-    Raises ConfigError where there is none, SchemaError for another content.
+    Raises ConfigError where there is none, SchemaError for another content, SchemaNewer or SchemaOlder for another
+    version.
     """
     path = place(path)
     path = path if path.name.endswith(".json") else path / "mix.json"
@@ -96,8 +98,14 @@ def read_mix(path: Place | str) -> Mix:
         ) from error
     except orjson.JSONDecodeError as error:
         raise SchemaError(f"{path}: not JSON ({error})", path=str(path)) from error
-    if not isinstance(tree, dict) or tree.get("version") != MIX_VERSION:
-        raise SchemaError(f"{path}: not a mix of version {MIX_VERSION}", path=str(path))
+    return mix_from_tree(tree, str(path))
+
+
+def mix_from_tree(tree: Any, where: str) -> Mix:
+    """The mix of a `mix.json`'s content. Raises as `read_mix`."""
+    if not isinstance(tree, dict) or "sources" not in tree:
+        raise SchemaError(f"{where}: not a mix", path=where)
+    check_version(tree.get("version"), where)
     try:
         sources = [
             _checked(MixSource, {**s, "shards": tuple(_checked(MixShard, t) for t in s["shards"])})
@@ -105,7 +113,7 @@ def read_mix(path: Place | str) -> Mix:
         ]
         return _checked(Mix, {**tree, "sources": tuple(sources)})
     except (TypeError, KeyError) as error:
-        raise SchemaError(f"{path}: not a mix ({error})", path=str(path)) from error
+        raise SchemaError(f"{where}: not a mix ({error})", path=where) from error
 
 
 def collect_shards(folder: Path, kind: ShardKind, relative_to: Path) -> tuple[MixShard, ...]:
@@ -148,32 +156,51 @@ def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
         judgement = pa.struct([(f.name, _ARROW[f.type]) for f in fields(Judgement)])  # type: ignore[index]
         columns.append((_JUDGEMENTS, pa.list_(judgement)))
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([{n: r[n] for n, _ in columns} for r in rows], pa.schema(columns)), buffer)
+    schema = pa.schema(columns, metadata={_VERSION: str(SCHEMA_VERSION)})
+    pq.write_table(pa.Table.from_pylist([{n: r[n] for n, _ in columns} for r in rows], schema), buffer)
     with storage_errors(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_atomic(path, buffer.getvalue())
 
 
 def read_candidates(path: Path) -> list[Candidate]:
-    """The rows that `write_candidates` wrote. Raises ShardDamaged for a file of another content.
+    """The rows that `write_candidates` wrote. Columns that were not written take the fields' defaults.
 
-    Columns that an older version did not write take the fields' defaults.
+    Raises ShardDamaged for a file of another content, SchemaNewer or SchemaOlder for another version.
     """
+    version, rows = candidate_rows(path)
+    check_version(version, str(path))
+    return [candidate_from_row(row, str(path)) for row in rows]
+
+
+def candidate_rows(path: Path) -> tuple[int, list[dict[str, Any]]]:
+    """(schema version, rows as they are) of a table of candidates. Raises ShardDamaged for another content."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows = pq.ParquetFile(path).read(columns=[*_CANDIDATE_COLUMNS, _JUDGEMENTS]).to_pylist()
-        return [
-            Candidate(
-                verdict=Verdict(kept=row["kept"], reason=row["reason"]),
-                judgements=tuple(Judgement(**judgement) for judgement in row.get(_JUDGEMENTS, ())),
-                **{n: v for n, v in row.items() if n not in ("kept", "reason", _JUDGEMENTS)},
-            )
-            for row in rows
-        ]
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as error:
-        raise ShardDamaged(f"{path}: not a table of candidates ({error})", path=str(path)) from error
+        file = pq.ParquetFile(path)
+        # The first tables did not say their version.
+        return int((file.schema_arrow.metadata or {}).get(_VERSION, b"1")), file.read().to_pylist()
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _no_candidates(str(path), error) from error
+
+
+def candidate_from_row(row: dict[str, Any], where: str) -> Candidate:
+    """The candidate of a row of the table in the file `where`. Raises ShardDamaged for another content."""
+    try:
+        named = {name: row[name] for name in _CANDIDATE_COLUMNS if name in row}
+        return Candidate(
+            verdict=Verdict(kept=named.pop("kept"), reason=named.pop("reason")),
+            judgements=tuple(Judgement(**judgement) for judgement in row.get(_JUDGEMENTS) or ()),
+            **named,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _no_candidates(where, error) from error
+
+
+def _no_candidates(where: str, error: Exception) -> ShardDamaged:
+    return ShardDamaged(f"{where}: not a table of candidates ({error})", path=where)
 
 
 def write_manifest(path: Path, shards: Iterable[Path]) -> int:
@@ -213,6 +240,7 @@ _CANDIDATE_COLUMNS: dict[str, type] = {
     **{"vert_err_mm": float, "pa_vert_err_mm": float, "side_agrees": bool, "kept": bool, "reason": str},
 }
 _JUDGEMENTS = "judgements"
+_VERSION = b"schema_version"
 _MANIFEST_COLUMNS: dict[str, type] = {
     **{"key": str, "shard": str, "index": int, "synthetic": bool, "dataset": str, "name": str, "split": str},
     **{"group": str, "licence": str, "image_sha256": str, "image_bytes": int, "width": int, "height": int},

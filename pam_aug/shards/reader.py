@@ -15,11 +15,12 @@ import orjson
 from jaxtyping import UInt8
 
 from pam_aug.errors import PamAugError, SchemaError, ShardDamaged, UnsafeInput
-from pam_aug.schema import SCHEMA_VERSION, Sample, check_key, sample_from_json
+from pam_aug.schema import Sample, check_key, sample_from_json
 from pam_aug.shards.files import Place, open_bytes, place, read_whole
 from pam_aug.shards.images import Suffix, decode_image
 from pam_aug.shards.index import INDEX_DTYPE, IndexFile, hand_rows, open_index
 from pam_aug.shards.writer import EXTRAS
+from pam_aug.versions import check_version
 
 __all__ = ["ShardReader", "read_marker"]
 
@@ -44,8 +45,11 @@ class _Members:
         return "jpg" if "jpg" in self.spans else "png"
 
 
-def read_marker(path_tar: Place | str) -> dict[str, Any] | None:
-    """The commit marker beside a shard, or None where it is not committed. Raises ShardDamaged for another content."""
+def read_marker(path_tar: Place | str, any_version: bool = False) -> dict[str, Any] | None:
+    """The commit marker beside a shard, or None where it is not committed.
+
+    Raises ShardDamaged for another content, SchemaNewer or SchemaOlder for another version, unless `any_version`.
+    """
     path = place(path_tar).with_suffix(".json")
     try:
         marker = orjson.loads(read_whole(path))
@@ -58,10 +62,8 @@ def read_marker(path_tar: Place | str) -> dict[str, Any] | None:
         raise ShardDamaged(f"{path}: not a commit marker (needs {', '.join(wanted)})", path=str(path))
     if not re.fullmatch(r"[0-9a-f]{64}", marker["sha256"]) or not isinstance(marker["counts"].get("samples"), int):
         raise ShardDamaged(f"{path}: the commit marker's sha256 or counts are not of their form", path=str(path))
-    if marker["schema_version"] != SCHEMA_VERSION:
-        raise SchemaError(
-            f"{path}: schema version {marker['schema_version']}, this library reads {SCHEMA_VERSION}", path=str(path)
-        )
+    if not any_version:
+        check_version(marker["schema_version"], str(path))
     return marker
 
 
@@ -150,7 +152,8 @@ class ShardReader:
         try:
             sample = sample_from_json(self._member(members, "json"))
         except PamAugError as error:
-            raise type(error)(f"{self.path}:{members.key}.json: {error}", path=str(self.path)) from error
+            data = {**error.data, "path": str(self.path)}
+            raise type(error)(f"{self.path}:{members.key}.json: {error}", **data) from error
         if sample.key != members.key:
             raise ShardDamaged(f"{self.path}:{members.key}.json: its label says {sample.key!r}", path=str(self.path))
         return sample
@@ -162,6 +165,10 @@ class ShardReader:
         if not isinstance(tree, dict) or tree.get("key") != members.key:
             raise ShardDamaged(f"{self.path}:{members.key}.json: is not that sample's label", path=str(self.path))
         return tree
+
+    def label_bytes(self, i: int) -> bytes:
+        """The label of sample `i`, as it was written, of whatever version."""
+        return self._member(self._samples[i], "json")
 
     def suffix(self, i: int) -> Suffix:
         """ "jpg" or "png": the format of image `i`."""
