@@ -1,7 +1,8 @@
-"""Checkpoint files of other projects: read without running anything in them, and compared entry by entry."""
+"""Checkpoint files of other projects: where they lie, read without running anything in them, compared by entry."""
 
+import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,37 @@ from torch import Tensor
 
 from pam_aug.errors import AssetMissing, SchemaError, UnsafeInput
 
-__all__ = ["check_entries", "read_state"]
+__all__ = ["check_entries", "read_headers", "read_state", "weights_dir"]
 
 _SHOWN = 5
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def weights_dir() -> Path:
+    """The folder of weight files: `$PAM_AUG_WEIGHTS`, else `~/.cache/pam_aug/weights`."""
+    return Path(os.environ.get("PAM_AUG_WEIGHTS") or Path.home() / ".cache" / "pam_aug" / "weights")
+
+
+def read_headers(paths: Iterable[Path]) -> dict[str, Tensor]:
+    """What safetensors files hold together, by name and shape, without values; nothing but headers is read.
+
+    Raises SchemaError for a file that is none, or cut short.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    found: dict[str, Tensor] = {}
+    for path in paths:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 (no mapping)
+                    entry = file.get_slice(name)
+                    dtype = _FLOATS.get(entry.get_dtype(), torch.int64)
+                    found[name] = torch.empty(entry.get_shape(), dtype=dtype, device="meta")
+        except (SafetensorError, OSError, ValueError) as error:
+            raise SchemaError(
+                f"{path}: not a whole safetensors file ({error}); download it again", path=str(path)
+            ) from error
+    return found
 
 
 def read_state(path: Path, name: str) -> dict[str, Tensor]:

@@ -53,6 +53,7 @@ def test_every_entry_says_all_a_user_needs():
         assert "https://" in weight.get
         assert len(weight.sha256) in (0, 64)
         assert (weight.size_bytes > 0) == bool(weight.sha256)
+        assert not (weight.size_note and weight.sha256)
         line = weight.instruction()
         assert str(weight.path) in line
         assert weight.licence in line
@@ -125,3 +126,39 @@ def test_the_exit_code_says_what_a_script_needs_to_know(monkeypatch, capsys, kno
     code, _, err = run(monkeypatch, capsys, "unknown")
     assert code == 2
     assert "no weight file of that name" in err
+
+
+def test_flux_and_pams_checkpoint_are_checked_by_structure(tmp_path, monkeypatch):
+    pytest.importorskip("diffusers")
+    from fake_flux import TRANSFORMER, VAE, write_flux
+
+    from pam_aug.generate.flux import structure
+
+    names = ("flux", "flux-t5", "flux-clip", "pam-controlnet")
+    assert {report.state for report in inspect_weights(names)} == {"missing"}
+    write_flux(tmp_path)  # the layout of the published folder, other sizes
+    reports = {report.weight.name: report for report in inspect_weights(names)}
+    assert {report.state for report in reports.values()} == {"differs"}
+    assert "is (32, 256) of torch.float32, expected (3072, 256)" in reports["flux"].found
+    assert "d_model is 24 instead of 4096" in reports["flux-t5"].found
+    assert "hidden_size is 20 instead of 768" in reports["flux-clip"].found
+    assert "controlnet1.img_in.weight is (32, 64)" in reports["pam-controlnet"].found
+
+    # The same files pass where the published model has their sizes, until one of them is cut short.
+    monkeypatch.setattr(structure, "DEV_TRANSFORMER", TRANSFORMER)
+    monkeypatch.setattr(structure, "DEV_VAE", VAE)
+    monkeypatch.setattr(structure, "_check_sizes", lambda folder, sizes: structure._folder(folder))
+    reports = inspect_weights(names)
+    assert [(report.weight.name, report.state, report.found) for report in reports] == [(n, "fits", "") for n in names]
+    assert "names and shapes as published" in reports[0].as_text()
+    path = next((tmp_path / "FLUX.1-dev/transformer").glob("*.safetensors"))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    (report,) = inspect_weights(["flux"])
+    assert report.state == "differs"
+    assert "not a whole safetensors file" in report.found
+    path.unlink()
+    assert "holds no *.safetensors" in inspect_weights(["flux"])[0].found
+    index = path.with_name("diffusion_pytorch_model.safetensors.index.json")
+    index.write_text('{"weight_map": {"x_embedder.weight": "model-00002-of-00003.safetensors"}}')
+    assert "model-00002-of-00003.safetensors is missing" in inspect_weights(["flux"])[0].found

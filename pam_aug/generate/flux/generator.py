@@ -14,6 +14,7 @@ import simplejpeg
 import torch
 from torch import Tensor
 
+from pam_aug.checkpoint import weights_dir
 from pam_aug.errors import BackendError, ConfigError, SourceError
 from pam_aug.generate.base import GeneratedImage
 from pam_aug.generate.flux.captions import CaptionBook
@@ -43,7 +44,8 @@ _PRESETS: dict[int, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class FluxOptions:
-    """`base` is the folder of FLUX.1-dev, `control` PAM's controlnet.bin (or safetensors).
+    """`base` is the folder of FLUX.1-dev, `control` PAM's controlnet.bin (or safetensors); without them, those that
+    `pam-aug fetch-weights` names.
 
     `prompt`: a text, or "drawn" for one of our templates per candidate. `captions`: a caption list or a folder of
     descriptions.json (`captions.CaptionBook`), whose text of an input is then the prompt of all its candidates; an
@@ -113,12 +115,11 @@ class FluxGenerator:
     def requires(self) -> list[str]:
         """FLUX.1-dev's folder and PAM's checkpoint, where they are missing."""
         o = self.options
-        missing = missing_files(Path(o.base)) if o.base else missing_files(Path("FLUX.1-dev"))
-        if not o.control or not Path(o.control).is_file():
+        missing = missing_files(self._base)
+        if not self._control_file.is_file():
             missing.append(
-                f"{o.control or 'generate.options.control'}: PAM's ControlNets are missing; download controlnet.bin "
-                "from https://huggingface.co/GasaiYU/PAM (folder appearance_gen) and give its path as "
-                "generate.options.control"
+                f"{self._control_file}: PAM's ControlNets are missing; download controlnet.bin from "
+                "https://huggingface.co/GasaiYU/PAM and put it there, or give its path as generate.options.control"
             )
         if o.captions and not Path(o.captions).exists():
             missing.append(f"{o.captions}: the captions are missing (generate.options.captions)")
@@ -167,6 +168,14 @@ class FluxGenerator:
                     raise
         return drawn_prompt(scene, seed) if o.prompt == "drawn" else o.prompt
 
+    @property
+    def _base(self) -> Path:
+        return Path(self.options.base) if self.options.base else weights_dir() / "FLUX.1-dev"
+
+    @property
+    def _control_file(self) -> Path:
+        return Path(self.options.control) if self.options.control else weights_dir() / "controlnet.bin"
+
     @cached_property
     def _book(self) -> CaptionBook:
         return CaptionBook(Path(self.options.captions))
@@ -182,7 +191,7 @@ class FluxGenerator:
 
     @cached_property
     def _transformer(self) -> Any:
-        transformer: Any = load_transformer(Path(self.options.base), self._dtype)
+        transformer: Any = load_transformer(self._base, self._dtype)
         if self.options.offload and self._device.type == "cuda":
             from accelerate import cpu_offload
 
@@ -194,11 +203,11 @@ class FluxGenerator:
 
     @cached_property
     def _control(self) -> Any:
-        return load_control(Path(self.options.control), self._transformer.config, self._dtype).to(self._device)
+        return load_control(self._control_file, self._transformer.config, self._dtype).to(self._device)
 
     @cached_property
     def _vae(self) -> Any:
-        vae: Any = load_vae(Path(self.options.base), self._dtype)
+        vae: Any = load_vae(self._base, self._dtype)
         vae = vae.to(self._device)
         if self.options.vae_tiling:
             vae.enable_tiling()
@@ -206,7 +215,7 @@ class FluxGenerator:
 
     @cached_property
     def _encoders(self) -> TextEncoders:
-        return TextEncoders(Path(self.options.base), self._dtype, self._device)
+        return TextEncoders(self._base, self._dtype, self._device)
 
     def _encode(self, texts: Sequence[str]) -> None:
         """Encode what is new, all at once; for the first input, before the transformer takes the memory.
