@@ -11,6 +11,7 @@ from each sequence's `pose.npz`, and counted; `item` raises SourceError for a fr
 """
 
 import functools
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -150,6 +151,7 @@ class DexYCB:
                 f"{path}: has no hand, and pose.npz of its sequence says it has; copy both", path=str(path)
             )
         image = read_jpeg(self._path(frame, "color_{:06d}.jpg"))
+        digest = hashlib.sha256(image).hexdigest()
         serial, subject = SERIALS[frame.camera], SUBJECTS[frame.subject]
         camera, up = self._view(meta.extrinsics, serial)
         number = f"{frame.number:06d}"
@@ -166,10 +168,12 @@ class DexYCB:
                 converter=self.name,
                 split=f"{self.options.setup}/{self.options.split}",
                 group=f"dexycb/{subject}/{frame.sequence}",
+                image_sha256=digest,
                 notes=self._provenance(frame, up),
             ),
         )
-        return Item(sample, image, ObjectMeshes(self.root, tuple(o.mesh for o in objects)))
+        meshes = ObjectMeshes(self.root, tuple(o.mesh for o in objects))
+        return Item(sample, image, meshes, image_sha256=digest)
 
     def depth_m(self, index: int) -> Float[np.ndarray, "480 640"]:
         """The sensor's depth (z) at the pixels of image `index`, metres; 0 where nothing was measured."""

@@ -214,6 +214,9 @@ class Score(_Record):
     mask_iou: float = -1.0
 
 
+_NOT_GENERATED, _NOT_SCORED = Generation(), Score()  # nobody can change them, so all real samples share them
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample(_Record):
     """One image's labels and provenance."""
@@ -224,8 +227,8 @@ class Sample(_Record):
     objects: tuple[Object, ...]
     source: Source
     synthetic: bool = False
-    generation: Generation = field(default_factory=Generation)
-    score: Score = field(default_factory=Score)
+    generation: Generation = field(default_factory=lambda: _NOT_GENERATED)
+    score: Score = field(default_factory=lambda: _NOT_SCORED)
     text: str = ""
     schema_version: int = SCHEMA_VERSION
 
@@ -351,16 +354,19 @@ def sample_from_json(data: bytes) -> Sample:
 
 def _plain(value: Any) -> Any:
     kind = type(value)
+    if kind in _AS_THEY_ARE:
+        return value
     if kind is np.ndarray:
-        return np.ascontiguousarray(value)
-    names = _field_names(kind)
-    if names is not None:
-        return {name: _plain(getattr(value, name)) for name in names}
-    if kind is tuple:
-        return [_plain(v) for v in value]
+        return value if value.flags.c_contiguous else np.ascontiguousarray(value)
     if kind is float:
         return np.float32(value)
-    return value
+    if kind is tuple:
+        return [_plain(v) for v in value]
+    names = _field_names(kind)
+    return value if names is None else {name: _plain(getattr(value, name)) for name in names}
+
+
+_AS_THEY_ARE = frozenset({str, int, bool})
 
 
 _HINTS: dict[type, dict[str, Any]] = {}
