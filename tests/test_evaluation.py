@@ -16,6 +16,9 @@ from pam_aug.build.run import run_build
 from pam_aug.config import resolve
 from pam_aug.errors import ConfigError, SchemaError
 from pam_aug.estimators.base import Estimates
+from pam_aug.estimators.hamer import HamerEstimator
+from pam_aug.estimators.simplehand import SimpleHandEstimator
+from pam_aug.estimators.simplehand_fastvit import SimpleHandFastViTEstimator, SimpleHandFastViTOptions
 from pam_aug.evaluate import fscore
 from pam_aug.evaluate.evaluation import EvaluationOptions, evaluate_estimator, evaluate_predictions
 from pam_aug.evaluate.hand_set import mean_scores, score_hands
@@ -287,6 +290,7 @@ def test_an_estimator_on_shards(shards, tmp_path):
     text = result.as_text()
     for word in ("fingertips: smplx", "root: 0 (wrist)", "rotation and scale", "moved 1", "1 hands were not found"):
         assert word in text
+    assert "how it defines its joints is not known" in text  # nobody told, so nothing is claimed
     assert len(orjson.loads(files["freihand"].read_bytes())[0]) == hands
     numbers = [int(line.split(",")[0]) for line in files["dexycb"].read_text().splitlines()]
     assert numbers == sorted(h.sample_index for h in Moved(shards).hands)
@@ -297,6 +301,25 @@ def test_an_estimator_on_shards(shards, tmp_path):
         assert again.overall.abs_mpjpe_mm > 400
         good = (again.overall.mpjpe_mm * hands - again_lost(shards, 2)) / (hands - 1)
         assert good == pytest.approx(result.overall.mpjpe_mm, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "words"),
+    [
+        (SimpleHandEstimator(), "16 kinematic joints, by a linear map fitted to the mesh"),
+        (
+            SimpleHandFastViTEstimator(SimpleHandFastViTOptions(joints="regressor")),
+            "16 joints by the hand model's regre",
+        ),
+        (HamerEstimator(), "16 kinematic joints of the posed hand"),
+    ],
+)
+def test_the_joint_definition_is_said_with_the_number(shards, monkeypatch, estimator, words):
+    monkeypatch.setattr(type(estimator), "estimate", lambda _, *given: Moved(shards).estimate(*given))
+    monkeypatch.setattr(type(estimator), "version", "1")
+    text = evaluate_estimator(shards, estimator, EvaluationOptions()).as_text()
+    assert f"predicted: {words}" in text
+    assert "fingertips are its vertices of the labels' set" in text
 
 
 def again_lost(shards, row):
