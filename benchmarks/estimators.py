@@ -5,8 +5,9 @@
 HaMeR runs at its published size on random weights, which take the same time as trained ones; the peer of each speed is
 the same crops one at a time. `hamer_tflops` counts 125.5 GMAC per crop. For the recall, a generator draws 22 of an
 input's 30 candidates as the label says and 8 from a hand re-posed by fingers, by a turn, or by both, to a mean joint
-distance; the default rule then rejects 8. So precision and recall are one number, and the peer is chance. Inputs are
-those of benchmarks/candidates.py, which the training has not seen.
+distance; the rule then rejects 8: the default one, by the error against the label, and one by `odd_mm`, the distance
+from what the estimator says of the input's other candidates. So precision and recall are one number, and the peer is
+chance. Inputs are those of benchmarks/candidates.py, which the training has not seen.
 """
 
 import time
@@ -30,9 +31,10 @@ from pam_aug.hand import HandAssets, HandLayer, load_open_hand
 from pam_aug.rollouts.scene import Item, Scene, build_scene
 from pam_aug.score import score_candidates
 from pam_aug.seeds import candidate_seed
-from pam_aug.select import select
+from pam_aug.select import SelectConfig, select
 
 MISPOSED = 8
+RULES = {"": SelectConfig(), "odd_": SelectConfig(by="odd_mm")}
 HAMER_GMAC = 124.0 + 1.54  # backbone and head, per crop
 SIZE_PX = 256
 
@@ -113,11 +115,11 @@ def misposed_images(
 
 def rejection(
     estimator: SimpleHandEstimator, inputs: int, distances_mm: Sequence[float], say: Callable[[str], None]
-) -> dict[float, list[float]]:
-    """Per distance and input, the share of its 8 mis-posed candidates among the 8 that the default rule rejects."""
+) -> dict[tuple[str, float], list[float]]:
+    """Per rule, distance and input, the share of its 8 mis-posed candidates among the 8 that the rule rejects."""
     source, generator = open_rollouts(inputs)
     layers = {side: HandLayer(load_open_hand(side), dtype=torch.float64) for side in ("right", "left")}
-    recall: dict[float, list[float]] = {d: [] for d in distances_mm}
+    recall: dict[tuple[str, float], list[float]] = {(rule, d): [] for rule in RULES for d in distances_mm}
     for index in range(inputs):
         item = source.item(index)
         scene: Scene = build_scene(item, source.hand_assets())
@@ -130,10 +132,11 @@ def rejection(
             rest = iter(right)
             images = [next(wrong) if i in bad else next(rest) for i in range(CANDIDATES)]
             rows = score_candidates(item.sample, images, seeds, estimator=estimator, generator="misposing")
-            gone = {row.index for row, verdict in zip(rows, select(rows)) if not verdict.kept}
-            if len(gone) != MISPOSED:
-                raise SystemExit(f"{key}: the rule rejects {len(gone)} of {CANDIDATES}, not {MISPOSED}")
-            recall[distance].append(len(gone & set(bad.tolist())) / MISPOSED)
+            for rule, config in RULES.items():
+                gone = {row.index for row, verdict in zip(rows, select(rows, config)) if not verdict.kept}
+                if len(gone) != MISPOSED:
+                    raise SystemExit(f"{key}: the rule rejects {len(gone)} of {CANDIDATES}, not {MISPOSED}")
+                recall[rule, distance].append(len(gone & set(bad.tolist())) / MISPOSED)
         say(f"{index + 1}/{inputs} inputs")
     return recall
 
@@ -159,10 +162,10 @@ def main() -> None:
     estimator = SimpleHandEstimator(SimpleHandOptions(weights=arguments.weights))
     inputs = arguments.inputs or (16 if quick else 100)
     say = (lambda text: None) if arguments.json else (lambda text: print(text, end="\r", flush=True))
-    for distance, values in rejection(estimator, inputs, DISTANCES_MM, say).items():
+    for (rule, distance), values in rejection(estimator, inputs, DISTANCES_MM, say).items():
         spread = float(np.std(values) / np.sqrt(len(values)))
         unit = f"share of 8 of {CANDIDATES}, {inputs} inputs; precision is the same"
-        name = f"rejection_recall_{distance:g}mm"
+        name = f"{rule}rejection_recall_{distance:g}mm"
         rows.append(row(name, float(np.mean(values)), unit, "chance", MISPOSED / CANDIDATES, spread))
     print_rows(rows, arguments.json, ("pam_aug", "torch", "numpy", "opencv-python-headless"))
 

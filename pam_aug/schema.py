@@ -258,6 +258,7 @@ class Judgement:
     pa_vert_err_mm: float
     side_agrees: bool
     failure: str
+    odd_mm: float = -1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,8 +267,9 @@ class Candidate:
 
     Errors are +inf where nothing could be scored, with the cause in `failure`. `vert_err_mm` (wrist on wrist) and
     `pa_vert_err_mm` are over the mesh's vertices, -1 where the meshes cannot be compared. `side_agrees` is False where
-    the estimate's mirror image fits the label better. Where several estimators judge together, `judgements` holds what
-    each found, and the errors are the combined ones; it is empty where one judged alone.
+    the estimate's mirror image fits the label better. `odd_mm` is the distance from the median estimate of the input's
+    candidates, -1 in tables that were written before it was measured. Where several estimators judge together,
+    `judgements` holds what each found, and the errors are the combined ones; it is empty where one judged alone.
     """
 
     input_key: str
@@ -285,6 +287,7 @@ class Candidate:
     pa_vert_err_mm: float = -1.0
     side_agrees: bool = True
     judgements: tuple[Judgement, ...] = ()
+    odd_mm: float = -1.0
 
     @property
     def key(self) -> str:

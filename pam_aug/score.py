@@ -4,6 +4,10 @@ An estimate is compared with the label over 21 joints, wrist on wrist (the paper
 (FreiHAND's, with proper rotations only), in the image, and as a silhouette; over the vertices, too, where both meshes
 have the same triangles. A candidate's score is its worst hand's. Where several estimators judge, each scores alone and
 `combine_scores` joins them.
+
+An error against the label holds the estimator's own error on that pose, which all candidates of an input share and
+which hides the candidates that show another pose. `odd_mm` leaves it out: it is the distance from what the estimator
+says of the input's candidates in the middle. It says nothing of an input all of whose candidates are wrong alike.
 """
 
 import math
@@ -28,6 +32,7 @@ __all__ = [
     "combined_name",
     "hand_errors",
     "looks_mirrored",
+    "oddness_mm",
     "score_candidates",
     "score_of",
     "silhouette_iou",
@@ -37,7 +42,7 @@ COMBINE_RULES: Final = ("mean", "worst")
 """How several estimators' errors become one: their mean, or the largest (the smallest overlap)."""
 
 _FAILED: Final[dict[str, Any]] = {
-    **dict.fromkeys(("err_mm", "pa_err_mm", "err_2d"), math.inf),
+    **dict.fromkeys(("err_mm", "pa_err_mm", "err_2d", "odd_mm"), math.inf),
     **dict.fromkeys(("mask_iou", "vert_err_mm", "pa_vert_err_mm"), -1.0),
 }
 """A candidate's numbers, and what they are where nothing could be scored."""
@@ -51,13 +56,15 @@ _MIRRORED_MM = 5.0  # below it a hand is so flat, or so well met, that its mirro
 class HandErrors:
     """Errors of n estimates of one label; +inf (and mask_iou -1) where there is no estimate, with the reason.
 
-    `err_2d` is the mean pixel error over max(w, h) of the label's box. `mask_iou` and the vertices' errors are -1 where
-    nothing was compared. `side_agrees` is False where an estimate `looks_mirrored`.
+    `err_2d` is the mean pixel error over max(w, h) of the label's box. `odd_mm` is from the median estimate, see
+    `oddness_mm`. `mask_iou` and the vertices' errors are -1 where nothing was compared. `side_agrees` is False where an
+    estimate `looks_mirrored`.
     """
 
     err_mm: Float[np.ndarray, "n"]
     pa_err_mm: Float[np.ndarray, "n"]
     err_2d: Float[np.ndarray, "n"]
+    odd_mm: Float[np.ndarray, "n"]
     mask_iou: Float[np.ndarray, "n"]
     vert_err_mm: Float[np.ndarray, "n"]
     pa_vert_err_mm: Float[np.ndarray, "n"]
@@ -99,7 +106,17 @@ def hand_errors(
             vert, pa_vert = (np.where(usable, e, math.inf) for e in (vert, pa_vert))
     agrees = ~(usable & looks_mirrored(estimates.joints_m, joints))
     err, pa, err_2d = (np.where(usable, e, math.inf) for e in (err, pa, err_2d))
-    return HandErrors(err, pa, err_2d, iou, vert, pa_vert, agrees, tuple(failures))
+    odd = np.full(len(estimates), math.inf)
+    odd[usable] = oddness_mm(estimates.joints_m[usable])
+    return HandErrors(err, pa, err_2d, odd, iou, vert, pa_vert, agrees, tuple(failures))
+
+
+def oddness_mm(joints_m: Float[np.ndarray, "n 21 3"]) -> Float[np.ndarray, "n"]:
+    """Mean distance of each estimate's joints from the median of all n, coordinate by coordinate, wrist on wrist."""
+    relative = np.asarray(joints_m, np.float64) - joints_m[:, :1]
+    if not len(relative):
+        return np.zeros(0)
+    return 1000.0 * np.linalg.norm(relative - np.median(relative, axis=0), axis=-1).mean(-1)
 
 
 def _vertex_errors_mm(verts_m: Float[np.ndarray, "n 778 3"], mesh: HandMesh) -> tuple[np.ndarray, np.ndarray]:
@@ -198,8 +215,10 @@ def score_candidates(
         errors = hand_errors(estimates, hand, sample.camera, meshes[k] if meshes else None)
         for row, i in enumerate(made):
             if errors.err_mm[row] > worst["err_mm"][i]:
-                for name, column in worst.items():
-                    column[i] = getattr(errors, name)[row]
+                for name in _NUMBERS:
+                    if name != "odd_mm":
+                        worst[name][i] = getattr(errors, name)[row]
+            worst["odd_mm"][i] = max(worst["odd_mm"][i], errors.odd_mm[row])  # the odder hand's, whichever errs more
             agrees[i] &= errors.side_agrees[row]
             if errors.failures[row] and not reasons[i]:
                 reasons[i] = f"{hand.side} hand: {errors.failures[row]}"

@@ -23,8 +23,9 @@ from pam_aug.schema import Candidate, Verdict
 
 __all__ = ["ERRORS", "PRESETS", "Preset", "SelectConfig", "select"]
 
-ERRORS: Final = ("err_mm", "pa_err_mm", "err_2d", "vert_err_mm", "pa_vert_err_mm")
-"""The errors of a candidate that a rule can rank by and gate."""
+ERRORS: Final = ("err_mm", "pa_err_mm", "err_2d", "vert_err_mm", "pa_vert_err_mm", "odd_mm")
+"""The errors of a candidate that a rule can rank by and gate. All but `odd_mm` are against the label; that one is
+against the input's other candidates: beside it goes a gate on `err_mm`, for inputs whose candidates are wrong alike."""
 
 _SCOPES = ("input", "build")
 _RULE = ("reject", "gate", "by", "scope")

@@ -87,6 +87,25 @@ def test_no_hand_and_nan_are_infinite_with_a_reason():
     assert errors.failures == ("", "no hand found", "the estimate is not finite")
 
 
+def test_oddness_is_from_the_other_candidates_and_not_from_the_label():
+    # Four candidates show one pose, which the estimator sees 15 mm off the label; one shows the label's own.
+    found = estimates([15.0, 15.0, 0.0, 15.0, 15.0, 99.0], valid=[True] * 5 + [False])
+    errors = hand_errors(found, hand())
+    assert errors.odd_mm[:5] == pytest.approx([0, 0, 15 * 20 / 21, 0, 0], abs=1e-6)
+    assert errors.odd_mm[5] == math.inf  # and it does not count in the median
+    assert errors.err_mm[2] == pytest.approx(0, abs=1e-4)
+    assert hand_errors(estimates([8.0]), hand()).odd_mm.tolist() == [0.0]  # alone
+    assert hand_errors(estimates([8.0], valid=[False]), hand()).odd_mm.tolist() == [math.inf]
+
+
+def test_a_candidate_is_as_odd_as_its_odder_hand():
+    two = sample(hand("right"), hand("left", at=(0.1, 0, 0.6)))
+    scripted = Scripted([estimates([0.0, 0.0, 9.0]), estimates([30.0, 30.0, 30.0])])
+    rows = score_candidates(two, [IMAGE] * 3, [0, 1, 2], estimator=scripted, generator="g")
+    assert [r.err_mm for r in rows] == pytest.approx([30 * 20 / 21] * 3, abs=1e-4)  # the left hand's
+    assert [r.odd_mm for r in rows] == pytest.approx([0, 0, 9 * 20 / 21], abs=1e-4)  # the right hand's
+
+
 def test_rows_are_in_order_with_failures_named():
     scripted = Scripted([estimates([5.0, 1.0])])
     rows = score_candidates(

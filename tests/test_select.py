@@ -31,6 +31,16 @@ def row(
     return replace(made, vert_err_mm=vert, pa_vert_err_mm=pa_vert, side_agrees=side_agrees)
 
 
+def test_candidates_can_be_ranked_by_how_odd_they_are_with_a_gate_on_the_error():
+    rows = [replace(row(i, err_mm=20.0 - i), odd_mm=odd) for i, odd in enumerate([1.0, 2.0, 30.0, 3.0])]
+    assert kept(select(rows)) == [1, 2, 3]  # by error the first goes
+    verdicts = select(rows, SelectConfig(by="odd_mm", gates={"err_mm": 19.5}))
+    assert kept(verdicts) == [1, 3]
+    assert [v.reason for v in verdicts if not v.kept] == ["gate: err_mm 20.0 mm > 19.5 mm", "rank 4 of 4: 30.0 mm"]
+    verdicts = select([row(0, 1.0), row(1, 2.0)], SelectConfig(by="odd_mm"))  # tables from before it was measured
+    assert not kept(verdicts)
+
+
 def kept(verdicts: list[Verdict]) -> list[int]:
     return [i for i, v in enumerate(verdicts) if v.kept]
 

@@ -237,7 +237,8 @@ _ARROW: dict[type, Any] = {str: "string", int: "int64", float: "float64", bool: 
 _CANDIDATE_COLUMNS: dict[str, type] = {
     **{"input_key": str, "index": int, "seed": int, "generator": str, "estimator": str},
     **{"err_mm": float, "pa_err_mm": float, "err_2d": float, "mask_iou": float, "failure": str},
-    **{"vert_err_mm": float, "pa_vert_err_mm": float, "side_agrees": bool, "kept": bool, "reason": str},
+    **{"vert_err_mm": float, "pa_vert_err_mm": float, "odd_mm": float, "side_agrees": bool},
+    **{"kept": bool, "reason": str},
 }
 _JUDGEMENTS = "judgements"
 _VERSION = b"schema_version"
