@@ -19,6 +19,7 @@ import torch
 from index_only import write_index_only
 from test_shards import SIZE, make_jpeg, make_sample, write_shard
 from torch.utils.data import DataLoader
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError, ShardDamaged
 from pam_aug.geometry import square_crop
@@ -304,18 +305,17 @@ def test_an_iteration_goes_on_where_its_own_state_stood(folder):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_torchdata_goes_on_in_the_middle_of_an_epoch(folder, workers):
-    torchdata = pytest.importorskip("torchdata.stateful_dataloader")
     dataset = MixedDataset(folder, 4)
     whole = keys_of(dataset, epoch=1)
     for used in (1, 3, 7):
         dataset.set_epoch(1)
-        loader = torchdata.StatefulDataLoader(dataset, batch_size=None, num_workers=workers)
+        loader = StatefulDataLoader(dataset, batch_size=None, num_workers=workers)
         batches = iter(loader)
         seen = [key for batch in itertools.islice(batches, used) for key in batch["keys"]]
         state = loader.state_dict()
         del batches
         other = MixedDataset(folder, 4)
-        resumed = torchdata.StatefulDataLoader(other, batch_size=None, num_workers=workers)
+        resumed = StatefulDataLoader(other, batch_size=None, num_workers=workers)
         resumed.load_state_dict(state)
         assert seen + [key for batch in resumed for key in batch["keys"]] == whole
         other.set_epoch(2)

@@ -1,7 +1,9 @@
 """Shards at URLs: the same order and batches as from the disk, checked before use, with clear errors."""
 
 import functools
+import gc
 import http.server
+import os
 import threading
 from pathlib import Path
 
@@ -13,9 +15,11 @@ from test_shards import write_shard
 
 from pam_aug.errors import AssetMissing, ConfigError, PamAugError, ShardDamaged, UnsafeInput
 from pam_aug.mix import MixedDataset
+from pam_aug.report.page import write_report
 from pam_aug.shards.files import RemotePath, place, read_whole
 from pam_aug.shards.manifest import read_mix
 from pam_aug.shards.reader import ShardReader
+from pam_aug.shards.verify import verify
 
 
 @pytest.fixture
@@ -65,7 +69,6 @@ class Ranges(WholeFiles):
 @pytest.fixture
 def serve(folder):
     """Serves the folder; call it with a handler, get the URL."""
-    pytest.importorskip("aiohttp")
     servers = []
 
     def start(handler: type[WholeFiles]) -> str:
@@ -104,6 +107,20 @@ def test_from_memory_and_file_urls(folder, memory):
 
 def test_from_a_web_server(folder, serve):
     check_same(serve(Ranges), folder)
+
+
+@pytest.mark.timeout(60)
+def test_a_forked_worker_leaves_its_parents_connections_alone(serve):
+    """A child that closes an inherited connection takes it out of the event queue that both share: the parent hangs."""
+    at = RemotePath(f"{serve(Ranges)}/mix.json")
+    before = read_whole(at)
+    child = os.fork()
+    if not child:
+        same = read_whole(at) == before
+        gc.collect()
+        os._exit(0 if same else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert read_whole(at) == before
 
 
 def test_a_web_server_without_ranges_is_an_error_not_a_download(folder, serve):
@@ -167,11 +184,18 @@ def test_urls_that_are_not_read():
     assert str((at / "real-00000.tar").with_suffix(".idx")) == "s3://bucket/out/real-00000.idx"
 
 
+@pytest.mark.parametrize("work", [verify, write_report])
+def test_what_reads_every_file_asks_for_local_ones(work):
+    for url in ("https://host/out", Path("https://host/out"), "memory://out"):
+        with pytest.raises(ConfigError, match=r"is a URL, and .* needs local files"):
+            work(url)
+
+
 def test_caps_and_missing_packages(memory, monkeypatch):
     with pytest.raises(UnsafeInput, match="over the limit"):
         read_whole(RemotePath(f"{memory[0]}/mix.json"), limit=100)
 
-    def missing(_: str) -> None:
+    def missing(*_: object, **__: object) -> None:
         raise ImportError("no s3fs")
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
@@ -191,7 +215,7 @@ def test_a_lost_connection_is_tried_again(memory, monkeypatch):
 
     monkeypatch.setattr("pam_aug.shards.files.time.sleep", lambda _: None)
     monkeypatch.setattr(files, "cat_file", flaky)
-    monkeypatch.setattr(fsspec, "filesystem", lambda _: files)
+    monkeypatch.setattr("pam_aug.shards.files._filesystem", lambda _: files)
     assert len(read_mix(url).sources) == 2
     assert len(calls) == 2
 

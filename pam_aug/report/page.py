@@ -11,6 +11,7 @@ from pam_aug.report.sheets import cell, hand_icon, sheet
 from pam_aug.report.summary import Summary, read_all_candidates, rejected_by_input, summarise
 from pam_aug.schema import Candidate
 from pam_aug.shards.atomic import write_atomic
+from pam_aug.shards.files import local_folder
 from pam_aug.shards.manifest import read_mix
 from pam_aug.shards.reader import ShardReader
 
@@ -26,7 +27,7 @@ def write_report(folder: Path) -> Path:
 
     Raises ConfigError where the folder holds no finished build.
     """
-    folder = Path(folder)
+    folder = local_folder(folder, "inspect")
     summary = summarise(folder)
     rows = read_all_candidates(folder)
     (folder / "report").mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ or in an S3 bucket; protocols that start programs or chain others are refused.
 
 import os
 import re
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -15,7 +16,17 @@ from urllib.parse import unquote
 
 from pam_aug.errors import AssetMissing, ConfigError, UnsafeInput
 
-__all__ = ["MAX_TABLE_BYTES", "ByteSource", "Place", "RemotePath", "inside", "open_bytes", "place", "read_whole"]
+__all__ = [
+    "MAX_TABLE_BYTES",
+    "ByteSource",
+    "Place",
+    "RemotePath",
+    "inside",
+    "local_folder",
+    "open_bytes",
+    "place",
+    "read_whole",
+]
 
 MAX_TABLE_BYTES = 256 << 20
 """The most bytes that a marker, a `mix.json` or an index may have."""
@@ -83,6 +94,17 @@ def place(text: "str | Path | RemotePath") -> Place:
     return RemotePath(text.rstrip("/"))
 
 
+def local_folder(folder: Path | str, what: str) -> Path:
+    """`folder` as a path, for what reads every file of it. Raises ConfigError for a URL, also one that was a Path."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):
+        raise ConfigError(
+            f"{folder}: is a URL, and {what} needs local files: copy the folder to a disk first. Reading from a URL "
+            "checks what it reads: markers against mix.json, images against their checksums",
+            path=str(folder),
+        )
+    return Path(folder)
+
+
 def inside(root: Place, name: str) -> Place:
     """The file that a `mix.json` in `root` names: relative to it; on a disk also absolute, or a URL.
 
@@ -133,7 +155,7 @@ class _LocalBytes:
 
 
 class _RemoteBytes:
-    """Holds no connection: a forked worker process opens its own."""
+    """Holds no connection: a forked worker process opens its own, see `_filesystem`."""
 
     def __init__(self, at: RemotePath) -> None:
         self._url = at.url
@@ -178,13 +200,34 @@ class _RemoteBytes:
         raise AssertionError  # the loop returns or raises
 
 
+_filesystems: dict[tuple[int, str], Any] = {}
+_making = threading.Lock()
+
+
+def _new_lock() -> None:
+    global _making
+    _making = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_new_lock)  # another thread of the parent may have held it
+
+
 def _filesystem(protocol: str) -> Any:
+    """This process's file system of a protocol.
+
+    Kept here and not in fsspec's own cache, which a forked process empties: that closes the parent's connections in the
+    child, and takes them out of the event queue that both processes share, so that the parent waits for ever.
+    """
     import fsspec
 
-    try:
-        return fsspec.filesystem(protocol)
-    except ImportError as error:
-        package = _PACKAGES.get(protocol, protocol)
-        raise AssetMissing(
-            f"{protocol} URLs need the package {package}: pip install {package}", package=package
-        ) from error
+    key = (os.getpid(), protocol)
+    with _making:  # two threads that start fsspec's event loop at once can leave one of them without
+        if key not in _filesystems:
+            try:
+                _filesystems[key] = fsspec.filesystem(protocol, skip_instance_cache=True)
+            except ImportError as error:
+                package = _PACKAGES.get(protocol, protocol)
+                raise AssetMissing(
+                    f"{protocol} URLs need the package {package}: pip install {package}", package=package
+                ) from error
+    return _filesystems[key]

@@ -12,6 +12,7 @@ import numpy as np
 from pam_aug.errors import ConfigError, PamAugError, ShardDamaged
 from pam_aug.schema import SEG_FIRST_OBJECT, SEG_FOREARM, Sample
 from pam_aug.shards.atomic import TEMPORARY_PREFIX, write_atomic
+from pam_aug.shards.files import local_folder
 from pam_aug.shards.images import decode_plane
 from pam_aug.shards.index import index_bytes
 from pam_aug.shards.manifest import read_mix
@@ -92,9 +93,10 @@ def verify(folder: Path, rebuild: bool = False, progress: Callable[[Path], None]
     """Checks all shards in `folder`, its `shards/` and its `rejected/`, and that `mix.json` names what is there.
 
     Every image is decoded and every label read. `rebuild` writes missing or stale `.idx` files anew; without it they
-    count as damage. `progress` is told of each shard before it is read. Raises ConfigError where there is no folder.
+    count as damage. `progress` is told of each shard before it is read. Raises ConfigError for what is no folder
+    on a disk.
     """
-    folder = Path(folder)
+    folder = local_folder(folder, "verify")
     if not folder.is_dir():
         raise ConfigError(f"{folder}: is no folder; give a build's output or a folder of shards", path=str(folder))
     report = Report()
