@@ -34,6 +34,7 @@ Source = Annotated[
 Estimator = Annotated[
     str | None, typer.Option(help="Who judges: simplehand, hamer, …; names joined by commas judge together.")
 ]
+Generator = Annotated[str | None, typer.Option(help="Who paints: rendered, flux, …")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and write nothing.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
@@ -50,6 +51,7 @@ def build(
         Path | None, typer.Option(help="Folder of converted real shards, where the source has no images.")
     ] = None,
     real_fraction: Annotated[str | None, typer.Option(help="Share of the real sequences that is kept.")] = None,
+    generator: Generator = None,
     estimator: Estimator = None,
     workers: Workers = -1,
     set_: Set = None,
@@ -64,6 +66,7 @@ def build(
             "source.converter": source,
             "inputs": inputs,
             "generate.candidates": candidates,
+            "generate.generator": generator,
             "real": None if real is None else {"shards": str(real)},
             "score.estimator": _judges(estimator),
         },
@@ -127,6 +130,7 @@ def generate(
     source: Source = None,
     inputs: Inputs = None,
     candidates: Candidates = None,
+    generator: Generator = None,
     estimator: Estimator = None,
     workers: Workers = -1,
     set_: Set = None,
@@ -134,9 +138,41 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Generate, score, select and pack the synthetic half only."""
-    named = {"source.converter": source, "inputs": inputs, "generate.candidates": candidates}
-    overrides = _overrides({**named, "score.estimator": _judges(estimator)}, set_)
+    named: dict[str, Any] = {"source.converter": source, "inputs": inputs, "generate.candidates": candidates}
+    named |= {"generate.generator": generator, "score.estimator": _judges(estimator)}
+    overrides = _overrides(named, set_)
     _build(recipe, overrides, out, ("synthetic",), workers, dry_run, as_json)
+
+
+@app.command("plan")
+def plan_build(
+    recipe: Recipe = "demo",
+    source: Source = None,
+    inputs: Inputs = None,
+    candidates: Candidates = None,
+    generator: Generator = None,
+    estimator: Estimator = None,
+    workers: Workers = -1,
+    gpu: Annotated[str, typer.Option(help="For flux: h100, h200, a100, l40s, 4090, or dense bf16 TFLOP/s.")] = "h100",
+    achieved: Annotated[float, typer.Option(help="Share of that rate which is reached; an assumption.")] = 0.5,
+    set_: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Print what a build will take: images, bytes, seconds, memory, and what each figure rests on; a short trial runs.
+
+    Exit code 2 where files are missing that the build needs; the plan is printed all the same.
+    """
+    from pam_aug.build.config import BuildConfig
+    from pam_aug.build.plan import estimate, parse_gpu
+    from pam_aug.config import resolve
+
+    named: dict[str, Any] = {"source.converter": source, "inputs": inputs, "generate.candidates": candidates}
+    named |= {"generate.generator": generator, "score.estimator": _judges(estimator)}
+    config = resolve(BuildConfig, _recipes().load_recipe(recipe), _overrides(named, set_), where=f"recipe {recipe}")
+    result = estimate(config, workers=workers, gpu=parse_gpu(gpu), achieved=achieved)
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+    if result.missing:
+        raise typer.Exit(2)
 
 
 @app.command()

@@ -146,24 +146,29 @@ def open_converter(section: Mapping[str, Any], where: str) -> Any:
     return HandCrops(source, crop) if crop.crop else source
 
 
-def open_backend(kind: registry.Kind, name: str, options: Mapping[str, Any], where: str) -> Any:
+def open_backend(
+    kind: registry.Kind, name: str, options: Mapping[str, Any], where: str, missing: list[str] | None = None
+) -> Any:
     """The generator or estimator of a name, with its options checked and everything it needs at hand.
 
-    Raises AssetMissing with the whole list of missing files and packages before any work starts.
+    Raises AssetMissing with the whole list of missing files and packages before any work starts; where a list is given
+    as `missing`, they are added to it instead.
     """
     backend = registry.load(kind, name)
     made = backend(resolve(backend.Options, options, where=where))
-    missing = made.requires()
-    if missing:
-        raise AssetMissing("\n  - ".join([f"{name} cannot run here, it needs:", *missing]), missing=missing)
+    needs = made.requires()
+    if needs and missing is None:
+        raise AssetMissing("\n  - ".join([f"{name} cannot run here, it needs:", *needs]), missing=needs)
+    if missing is not None:
+        missing += [f"{name} needs {need}" for need in needs]
     return made
 
 
-def open_judges(score: ScoreConfig) -> list[Any]:
+def open_judges(score: ScoreConfig, missing: list[str] | None = None) -> list[Any]:
     """The estimators that judge, as `open_backend` opens each."""
     judges = score.judges()
     where = "score.options" if len(judges) == 1 else "score.options.{}"
-    return [open_backend("estimators", name, options, where.format(name)) for name, options in judges]
+    return [open_backend("estimators", name, options, where.format(name), missing) for name, options in judges]
 
 
 def check(config: BuildConfig) -> None:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pam_aug import registry
 from pam_aug.build.config import BuildConfig, check, open_backend, open_converter, open_judges, pixel_fields
 from pam_aug.build.finish import Result, finish
 from pam_aug.build.hand_crop import HandCrops
@@ -27,9 +28,7 @@ from pam_aug.select import select
 from pam_aug.shards.manifest import read_candidates
 from pam_aug.shards.writer import is_committed, shard_name
 
-__all__ = ["Plan", "plan", "run_build"]
-
-_JPEG_BYTES_PER_PIXEL = 0.35  # of the bundled generator's images at 256 × 256; for the estimate of a dry run only
+__all__ = ["Plan", "default_workers", "plan", "run_build"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +65,11 @@ class Plan:
         return "\n".join([*lines, *(f"note: {note}" for note in notes), "nothing was written (dry run)"])
 
 
-def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic")) -> Plan:
-    """Open what the configuration names and number the units of work. Raises before anything is written."""
+def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic"), missing: list[str] | None = None) -> Plan:
+    """Open what the configuration names and number the units of work. Raises before anything is written.
+
+    Files that generator and estimators lack are an AssetMissing, or are added to `missing` where it is given.
+    """
     check(config)
     notes: list[str] = []
     source = open_converter(config.source, "source")
@@ -90,8 +92,8 @@ def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic")) -> P
             spread = [slot for image in spread for slot in source.slots(image)]
         synthetic = _slices(spread, config.shards.inputs_per_shard)
         generate = config.generate
-        generator = open_backend("generators", generate.generator, generate.options, "generate.options")
-        versions = {judge.name: judge.version for judge in open_judges(config.score)}
+        generator = open_backend("generators", generate.generator, generate.options, "generate.options", missing)
+        versions = {judge.name: judge.version for judge in open_judges(config.score, missing)}
         judged_by = next(iter(versions.values())) if len(versions) == 1 else versions
         if config.screen.on:
             config.screen.check()
@@ -145,8 +147,15 @@ def run_build(
             if not path.is_file():
                 path.parent.mkdir(exist_ok=True)
                 save_npz(assets, path)
-    _run_units(todo, out, workers if workers >= 0 else os.cpu_count() or 1)
+    _run_units(todo, out, workers if workers >= 0 else default_workers(config, parts))
     return finish(config, out, real_folder=todo.real_section.get("shards", ""), notes=todo.notes)
+
+
+def default_workers(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic")) -> int:
+    """Processes where no number is given: one per core, or one alone where the generator fills a GPU by itself."""
+    if "synthetic" in parts and getattr(registry.load("generators", config.generate.generator), "fills_gpu", False):
+        return 1
+    return os.cpu_count() or 1
 
 
 def _needs_hands(source: Any, purpose: str) -> None:

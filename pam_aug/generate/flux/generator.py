@@ -106,6 +106,7 @@ class FluxGenerator:
     name: ClassVar[str] = "flux"
     version: ClassVar[str] = "1"
     Options: ClassVar[type] = FluxOptions
+    fills_gpu: ClassVar[bool] = True  # a build's second worker would load FLUX a second time
 
     def __init__(self, options: FluxOptions | None = None) -> None:
         self.options = (options or FluxOptions()).resolved()
