@@ -128,7 +128,7 @@ def _runs(keys: np.ndarray) -> tuple[list[bytes], np.ndarray]:
 
 
 def _marker(path: Place, shard: MixShard) -> dict[str, Any]:
-    """A shard's marker without its keys, which the mix does not need, checked against `mix.json`."""
+    """A shard's marker, checked against `mix.json`; of it what reading needs: its lists grow with the samples."""
     marker = read_marker(path)
     if marker is None:
         present = path.is_file() if isinstance(path, Path) else True
@@ -136,7 +136,7 @@ def _marker(path: Place, shard: MixShard) -> dict[str, Any]:
         raise ShardDamaged(f"{path}: {what}: build it again", path=str(path))
     if marker["sha256"] != shard.sha256 or marker["bytes"] != shard.bytes:
         raise _another(path)
-    return {name: value for name, value in marker.items() if name != "keys"}
+    return {name: marker[name] for name in ("schema_version", "kind", "sha256", "bytes", "counts")}
 
 
 def _another(path: Place) -> ShardDamaged:

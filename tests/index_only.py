@@ -37,7 +37,8 @@ def write_index_only(root: Path, shards: int, per_shard: int, keep: str = "1") -
         rows["betas"][:, 0], rows["betas"][:, 1] = s, np.arange(per_shard)
         index_path(path).write_bytes(index_bytes(rows, len(raw), digest))
         counts = {"samples": per_shard, "hands": per_shard}
-        marker_path(path).write_bytes(orjson.dumps({**marker, "counts": counts, "seconds": 1.0, "keys": keys}))
+        lists = {"keys": keys, "image_sha256": [digest] * per_shard}
+        marker_path(path).write_bytes(orjson.dumps({**marker, "counts": counts, "seconds": 1.0, **lists}))
     source = MixSource("real", "1", collect_shards(folder, "real", root), keep)
     write_mix(root / "mix.json", Mix((source,)))
     return root

@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import pickle
+import tracemalloc
 from fractions import Fraction
 from pathlib import Path
 from types import FunctionType, ModuleType
@@ -23,7 +24,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError, ShardDamaged
 from pam_aug.geometry import square_crop
-from pam_aug.mix import MixedDataset, order, parse_ratio
+from pam_aug.mix import MixedDataset, open_mix, order, parse_ratio
 from pam_aug.shards.manifest import Mix, MixSource, collect_shards, read_mix, write_mix
 from pam_aug.shards.writer import ShardWriter, index_path
 
@@ -301,6 +302,16 @@ def test_an_iteration_goes_on_where_its_own_state_stood(folder):
     for change in ({"order": "x"}, {"worker": [0, 2]}, {"next": "4"}, {"more": 1}):
         with pytest.raises(ResumeMismatch):
             again.load_state_dict({**state, **change})  # type: ignore[attr-defined]
+
+
+def test_what_is_held_of_a_shard_does_not_grow_with_its_samples(tmp_path):
+    (source,), _ = open_mix(read_mix(write_index_only(tmp_path, 20, 1000)), tmp_path)
+    tracemalloc.start()
+    for item in range(0, 20_000, 1000):
+        source.find(item)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert held / 20 < 10_000
 
 
 @pytest.mark.parametrize("workers", [0, 2])
