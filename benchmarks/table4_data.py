@@ -12,7 +12,7 @@ from pam_aug.build.config import BuildConfig
 from pam_aug.build.layout import build_file, candidates_path, rejected_path, shards_folder
 from pam_aug.build.run import run_build
 from pam_aug.config import resolve
-from pam_aug.errors import ConfigError, SchemaError
+from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError
 from pam_aug.recipes import load_recipe, recipe_names  # type: ignore[import-not-found]  # the recipes folder
 from pam_aug.schema import Sample
 from pam_aug.seeds import derived_seed
@@ -20,6 +20,7 @@ from pam_aug.shards.atomic import write_atomic
 from pam_aug.shards.manifest import Mix, MixSource, collect_shards, read_candidates, write_mix
 from pam_aug.shards.reader import ShardReader
 from pam_aug.shards.writer import ShardWriter, is_committed
+from pam_aug.train.config import TrainConfig
 
 __all__ = [
     "FULL",
@@ -30,6 +31,7 @@ __all__ = [
     "Sizes",
     "check_found",
     "check_sections",
+    "draw_random",
     "judge_sections",
     "make_data",
     "sections",
@@ -98,13 +100,10 @@ def sections(sizes: Sizes) -> dict[str, dict[str, Any]]:
 def judge_sections() -> dict[str, dict[str, Any]]:
     """What the bundled estimator's recipes render: to train on, and to be measured on."""
     found: dict[str, dict[str, Any]] = {}
-    for name in recipe_names():
-        recipe = load_recipe(name)
-        for part in ("pool", "held_out"):
-            pool = recipe.get(part)
-            if isinstance(pool, dict) and "source" in pool:
-                section = {**pool["source"], "count": pool["inputs"], "seed": pool["seed"]}
-                found[f"{name}: {part}"] = section
+    for name in (name for name in recipe_names() if name.startswith("simplehand_")):
+        config = resolve(TrainConfig, load_recipe(name), where=f"recipe {name}")
+        for part, pool in (("pool", config.pool), ("held_out", config.held_out)):
+            found[f"{name}: {part}"] = {**pool.source, "count": pool.inputs, "seed": pool.seed}
     return found
 
 
@@ -152,13 +151,21 @@ def make_data(sizes: Sizes, folder: Path, workers: int) -> Data:
 
 
 def draw_random(build: Path, out: Path) -> None:
-    """The control of the filter: of each input as many candidates as the filter kept, drawn at random from all."""
+    """The control of the filter: of each input as many candidates as the filter kept, drawn at random from all.
+
+    Raises ResumeMismatch where `out` was drawn from another build.
+    """
+    sources = [shard.sha256 for shard in collect_shards(shards_folder(build), "syn", build)]
+    hands = orjson.loads(build_file(build).read_bytes())["identity"]["hands"]
+    record = {"identity": {"hands": hands}, "drawn_from": sources}
+    if build_file(out).is_file() and orjson.loads(build_file(out).read_bytes()) != record:
+        raise ResumeMismatch(f"{out}: was drawn from other candidates than those of {build}; remove it", path=str(out))
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(build_file(out), orjson.dumps(record) + b"\n")
     for path in sorted(shards_folder(build).glob("syn-*.tar")):
         target = shards_folder(out) / path.name
         if not is_committed(target):
             _draw_shard(build, path, target)
-    record = {"identity": {"hands": orjson.loads(build_file(build).read_bytes())["identity"]["hands"]}}
-    write_atomic(build_file(out), orjson.dumps(record) + b"\n")
     write_mix(out / "mix.json", Mix((MixSource("synthetic", "1", collect_shards(shards_folder(out), "syn", out)),)))
 
 

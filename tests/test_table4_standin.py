@@ -137,6 +137,10 @@ def test_a_stopped_experiment_goes_on_and_repeats_nothing(tmp_path, monkeypatch)
     assert len(keys["random"]) == len(keys["build"]) == 3
     assert keys["random"] <= {c.key for c in candidates}
     assert keys["build"] == {c.key for c in candidates if c.verdict.kept}
+    record = work / "data" / "random" / "build.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "drawn_from": ["0"]}))
+    with pytest.raises(ResumeMismatch, match="other candidates"):
+        table4_data.draw_random(build, work / "data" / "random")
 
 
 # ----------------------------------------------------------------------------------------------------------- the answer
