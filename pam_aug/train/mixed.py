@@ -29,7 +29,7 @@ from pam_aug.train.mixed_config import HeldOutConfig, MixedTrainConfig, read_rec
 from pam_aug.train.mixed_data import MixBatches, crop_window, derive_mix
 from pam_aug.train.nets import make_net, net_spec, save_weights
 from pam_aug.train.optim import average_into, make_optimizers, schedule, set_learning_rate
-from pam_aug.train.run_folder import Table, claim, load_checkpoint, save_checkpoint
+from pam_aug.train.run_folder import Table, claim, load_checkpoint, log_values, open_board, save_checkpoint
 
 __all__ = ["MixedRun", "run_mixed"]
 
@@ -91,7 +91,7 @@ class MixedRun:
         config = self.config
         log = Table(self.out / "log.csv", _LOGGED, self.done) if self.main else None
         held_out = Table(self.out / "held_out.csv", _MEASURED, self.done) if self.main else None
-        board = _board(self.out / "tensorboard", self.done) if self.main and config.tensorboard else None
+        board = open_board(self.out / "tensorboard", self.done) if self.main and config.tensorboard else None
         bar = tqdm(total=config.iterations, initial=self.done, unit="iteration", disable=None if self.main else True)
         began = last_log = time.perf_counter()
         waited, count = 0.0, self.done % config.log_every
@@ -110,13 +110,13 @@ class MixedRun:
                 now = time.perf_counter()
                 values["images_per_s"] = round(config.batch * count / (now - last_log), 2)
                 values["loader_share"] = round(waited / (now - last_log), 4)
-                _write(log, board, "train", self.done, values)
+                log_values(log, board, "train", self.done, values)
                 bar.set_postfix_str(f"joints {values['joints_mm']:.1f} mm")
                 self.sums.zero_()
                 last_log, waited, count = now, 0.0, 0
             if config.held_out.mix and (self.done % config.held_out.every == 0 or last):
                 self.figures = self.measure(config.held_out)
-                _write(held_out, board, "held_out", self.done, self.figures)
+                log_values(held_out, board, "held_out", self.done, self.figures)
                 last_log = time.perf_counter()
             if self.main and (self.done % config.checkpoint_every == 0 or last):
                 self._save(raw, self.seconds + time.perf_counter() - began)
@@ -274,22 +274,3 @@ def _accelerator(config: MixedTrainConfig) -> Any:
     if config.precision == "fp16" and made.device.type == "cpu":
         raise ConfigError("precision fp16 needs a GPU; on a CPU choose bf16 or no")
     return made
-
-
-def _board(folder: Path, done: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise AssetMissing(
-            f"TensorBoard is not installed ({error}): pip install 'pam_aug[train]', or --set tensorboard=false"
-        ) from error
-    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
-
-
-def _write(table: Table | None, board: Any, group: str, iteration: int, values: Mapping[str, Any]) -> None:
-    if table is not None:
-        table.add(iteration, values)
-    if board is not None:
-        for name, value in values.items():
-            if isinstance(value, float):
-                board.add_scalar(f"{group}/{name}", value, iteration)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pam_aug.errors import ResumeMismatch, SchemaError
-from pam_aug.shards.atomic import write_atomic
+from pam_aug.errors import AssetMissing, ResumeMismatch, SchemaError, StorageError
+from pam_aug.shards.atomic import fsync_folder, storage_errors, temporary_path
 
-__all__ = ["Table", "claim", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Table", "claim", "load_checkpoint", "log_values", "open_board", "save_checkpoint", "write_tensors"]
 
 
 def claim(fields: Mapping[str, Any], out: Path) -> None:
@@ -52,6 +53,50 @@ class Table:
             writer.writerow({"iteration": iteration, **values})
 
 
+def open_board(folder: Path, done: int) -> Any:
+    """TensorBoard's writer, without what a killed run wrote after iteration `done`. Raises AssetMissing."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise AssetMissing(
+            f"TensorBoard is not installed ({error}): pip install 'pam_aug[train]', or --set tensorboard=false"
+        ) from error
+    return SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+
+
+def log_values(table: Table | None, board: Any, group: str, iteration: int, values: Mapping[str, Any]) -> None:
+    """A row of the table, and the numbers among it on the board, where there are such."""
+    if table is not None:
+        table.add(iteration, values)
+    if board is not None:
+        for name, value in values.items():
+            if isinstance(value, float):
+                board.add_scalar(f"{group}/{name}", value, iteration)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> None:
+    """A safetensors file, whole or not at all, written from the tensors' own memory. Give `header` one entry at most:
+    the order of several is not fixed, and equal content is to be equal bytes. Raises StorageError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    temporary = temporary_path(path)
+    with storage_errors(path):
+        try:
+            save_file(dict(tensors), temporary, dict(header))
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if isinstance(error, SafetensorError):  # it reports a full disk as its own
+                raise StorageError(
+                    f"{path}: cannot be written ({error}); free space and run again", path=str(path)
+                ) from error
+            raise
+        fsync_folder(path.parent)
+
+
 def save_checkpoint(
     path: Path, nets: Mapping[str, nn.Module], optimizers: Sequence[Any], state: Mapping[str, Any], sums: Tensor
 ) -> None:
@@ -59,15 +104,13 @@ def save_checkpoint(
 
     `state` (iteration, position of the loader, ...) is plain data and stands as JSON in the file's header.
     """
-    from safetensors.torch import save
-
     tensors = {f"{name}/{key}": value for name, net in nets.items() for key, value in net.state_dict().items()}
     for number, optimizer in enumerate(optimizers):
         for index, entry in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer{number}/{index}/{key}": value for key, value in entry.items()}
     tensors["sums"] = sums
     plain = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    write_atomic(path, save(plain, {"state": json.dumps(state)}))
+    write_tensors(path, plain, {"state": json.dumps(state)})
 
 
 def load_checkpoint(

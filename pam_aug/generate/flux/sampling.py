@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pam_aug.generate.flux.controlnet import ControlPair, pack_tokens, token_ids
 
-__all__ = ["MU_RULES", "Prompt", "candidate_noise", "denoise", "schedule_times", "shift_mu"]
+__all__ = ["MU_RULES", "Prompt", "candidate_noise", "denoise", "predict_velocity", "schedule_times", "shift_mu"]
 
 MU_RULES = ("official", "token_count")
 _MU_LINE = ((256, 0.5), (4096, 1.15))  # (sequence length, μ): FLUX's own two points
@@ -72,41 +72,54 @@ def denoise(
     x = pack_tokens(noise).to(device)
     n = len(x)
     text, pooled = prompt.text.expand(n, -1, -1), prompt.pooled.expand(n, -1)
-    text_ids = text.shape[1]
-    ids = token_ids(text_ids, noise.shape[2] // 2, noise.shape[3] // 2).to(device)
+    ids = token_ids(text.shape[1], noise.shape[2] // 2, noise.shape[3] // 2).to(device)
     strength = torch.full((n,), guidance, device=device)
-    with _exact_time(transformer) as exact:
-        for now, then in pairwise(times):
-            exact[0] = time = torch.full((n,), now, device=device)
-            tokens = x.to(dtype)
-            residuals = control(tokens, hints, text, pooled, time, strength, ids, weights)
-            velocity = transformer(
-                hidden_states=tokens,
-                encoder_hidden_states=text,
-                pooled_projections=pooled,
-                timestep=time,
-                guidance=strength,
-                txt_ids=ids[:text_ids],
-                img_ids=ids[text_ids:],
-                controlnet_block_samples=residuals,
-                controlnet_blocks_repeat=True,
-                return_dict=False,
-            )[0]
-            x = x + (then - now) * velocity.float()
+    for now, then in pairwise(times):
+        time = torch.full((n,), now, device=device)
+        tokens = x.to(dtype)
+        residuals = control(tokens, hints, text, pooled, time, strength, ids, weights)
+        velocity = predict_velocity(transformer, tokens, residuals, text, pooled, time, strength, ids)
+        x = x + (then - now) * velocity.float()
     return x
 
 
+def predict_velocity(
+    transformer: FluxTransformer2DModel,
+    tokens: Float[Tensor, "n t k"],
+    residuals: Sequence[Float[Tensor, "n t d"]],
+    text: Float[Tensor, "n s e"],
+    pooled: Float[Tensor, "n p"],
+    time: Float[Tensor, "n"],
+    guidance: Float[Tensor, "n"],
+    ids: Float[Tensor, "k 3"],
+) -> Float[Tensor, "n t k"]:
+    """What FLUX says at `time` (float32, 1 is noise) under the control pair's residuals: noise minus clean latents."""
+    words = text.shape[1]
+    with _exact_time(transformer, time):
+        return transformer(
+            hidden_states=tokens,
+            encoder_hidden_states=text,
+            pooled_projections=pooled,
+            timestep=time,
+            guidance=guidance,
+            txt_ids=ids[:words],
+            img_ids=ids[words:],
+            controlnet_block_samples=residuals,
+            controlnet_blocks_repeat=True,
+            return_dict=False,
+        )[0]
+
+
 @contextmanager
-def _exact_time(transformer: FluxTransformer2DModel) -> Iterator[list[Tensor]]:
+def _exact_time(transformer: FluxTransformer2DModel, time: Float[Tensor, "n"]) -> Iterator[None]:
     """Hand the transformer's embedder the time itself: diffusers rounds it to the weights' type first, which in
     bfloat16 moves it by up to two thousandths; PAM's code computes in float32."""
-    held = [torch.zeros(0)]
 
     def replace(_: object, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (1000 * held[0], *arguments[1:])
+        return (1000 * time, *arguments[1:])
 
     handle = transformer.time_text_embed.register_forward_pre_hook(replace)
     try:
-        yield held
+        yield
     finally:
         handle.remove()
