@@ -109,10 +109,11 @@ class BuildConfig:
     shards: ShardsConfig = field(default_factory=ShardsConfig)
     screen: ScreenSection = field(default_factory=ScreenSection)
     mix: MixConfig = field(default_factory=MixConfig)
+    stop_after_failures: int = 100  # images in a row, in one worker, that end a build; 0 never does
 
 
-# Applied on reading: they may change between two runs on one folder.
-_NOT_PIXELS = ("mix",)
+# They may change between two runs on one folder.
+_NOT_PIXELS = ("mix", "stop_after_failures")
 
 
 def pixel_fields(config: BuildConfig) -> dict[str, Any]:
@@ -182,6 +183,8 @@ def check(config: BuildConfig) -> None:
         )
     if config.inputs == 0 or config.inputs < -1:
         problems.append(f"inputs: {config.inputs}; give a positive number, or -1 for all")
+    if config.stop_after_failures < 0:
+        problems.append(f"stop_after_failures: {config.stop_after_failures}; give a positive number, or 0 for no stop")
     for name in ("inputs_per_shard", "samples_per_shard"):
         if getattr(config.shards, name) < 1:
             problems.append(f"shards.{name}: must be at least 1")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from pam_aug.build.config import BuildConfig
-from pam_aug.build.layout import shards_folder
+from pam_aug.build.failures import count_failures
+from pam_aug.build.layout import failures_folder, shards_folder
 from pam_aug.errors import BudgetExceeded, ConfigError
 from pam_aug.mix_order import parse_ratio
 from pam_aug.report.page import write_report
@@ -62,6 +63,8 @@ def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, .
     if not synthetic or not real:
         ratio = Fraction(int(bool(real)))
     left_out = (*_left_out(out, real), *_left_out(out, synthetic))
+    unread = count_failures(sorted(failures_folder(out).glob("*.parquet")))
+    left_out = (*left_out, unread) if unread else left_out
     if ratio > 0 and not sum(s.hands for s in real):
         raise ConfigError(
             f"nothing to train on: {sum(s.samples for s in real)} real images were converted and none has a hand "
@@ -89,8 +92,8 @@ def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, .
     if summary.failed_share > FAILURE_BUDGET:
         raise BudgetExceeded(
             f"{summary.failed} candidates and {summary.real_failed} real images failed, {summary.failed_share:.1%} of "
-            f"all (budget {FAILURE_BUDGET:.0%}); what succeeded is in {out}, the reasons are in candidates/*.parquet.\n"
-            + result.as_text(),
+            f"all (budget {FAILURE_BUDGET:.0%}); what succeeded is in {out}, the reasons are in candidates/ and "
+            "failures/.\n" + result.as_text(),
             summary=summary.as_dict(),
         )
     return result

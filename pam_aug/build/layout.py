@@ -5,6 +5,8 @@ from pathlib import Path
 __all__ = [
     "build_file",
     "candidates_path",
+    "failures_folder",
+    "failures_path",
     "hands_folder",
     "rejected_path",
     "report_folder",
@@ -25,6 +27,15 @@ def shards_folder(out: Path) -> Path:
 def candidates_path(out: Path, shard: int) -> Path:
     """Every candidate of a synthetic shard's inputs, kept or rejected."""
     return out / "candidates" / f"{shard:05d}.parquet"
+
+
+def failures_folder(out: Path) -> Path:
+    return out / "failures"
+
+
+def failures_path(out: Path, shard: int) -> Path:
+    """Why images of the source are not in a real shard; there where any failed."""
+    return failures_folder(out) / f"real-{shard:05d}.parquet"
 
 
 def screening_path(out: Path, shard: int) -> Path:

@@ -19,14 +19,15 @@ from pam_aug.build.workdir import InputWork
 from pam_aug.build.worker import Job, MakeCandidates, PackSynthetic, WriteReal, make_worker
 from pam_aug.config import to_dict
 from pam_aug.engines import Failure, LocalEngine
-from pam_aug.errors import AssetMissing, ConfigError
+from pam_aug.errors import AssetMissing, BudgetExceeded, ConfigError
 from pam_aug.hand import save_npz
 from pam_aug.rollouts.screening import NO_SIMULATION
 from pam_aug.rollouts.stability import engine_version
 from pam_aug.schema import SCHEMA_VERSION
 from pam_aug.select import select
 from pam_aug.shards.manifest import read_candidates
-from pam_aug.shards.writer import is_committed, shard_name
+from pam_aug.shards.reader import read_marker
+from pam_aug.shards.writer import index_path, is_committed, marker_path, shard_name
 
 __all__ = ["Plan", "default_workers", "plan", "run_build"]
 
@@ -206,6 +207,8 @@ def _run_units(todo: Plan, out: Path, workers: int) -> None:
         def go(work: Iterator[Any]) -> None:
             for outcome in engine.run(work):
                 if isinstance(outcome, Failure):
+                    if isinstance(outcome.error, BudgetExceeded):
+                        _forget(out, outcome.error)
                     raise outcome.error
                 unit, result = outcome
                 if isinstance(unit, MakeCandidates):
@@ -220,6 +223,18 @@ def _run_units(todo: Plan, out: Path, workers: int) -> None:
         if whole_build and synthetic:
             ready.extend(_judged_together(todo, out, synthetic))
         go(iter(tuple(ready)))
+
+
+def _forget(out: Path, stop: BudgetExceeded) -> None:
+    """Makes unfinished what wholly failed before a build was stopped, so that the next run tries it again."""
+    for shard, position in stop.data.get("inputs", ()):  # type: ignore[attr-defined]
+        InputWork(out, shard, position).forget_rows()
+    for number in stop.data.get("shards", ()):  # type: ignore[attr-defined]
+        path = shards_folder(out) / shard_name("real", number)
+        marker = read_marker(path)
+        if marker is not None and not marker["counts"]["samples"]:
+            for part in (marker_path(path), index_path(path), path):
+                part.unlink(missing_ok=True)
 
 
 def _judged_together(todo: Plan, out: Path, synthetic: dict[int, tuple[int, ...]]) -> Iterator[PackSynthetic]:

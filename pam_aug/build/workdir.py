@@ -79,6 +79,10 @@ class InputWork:
             self.folder.mkdir(parents=True, exist_ok=True)
         write_candidates(self.rows_path, rows)
 
+    def forget_rows(self) -> None:
+        """Makes the input unfinished again; its images stay."""
+        self.rows_path.unlink(missing_ok=True)
+
 
 def _name(index: int, data: bytes) -> str:
     return f"{index:02d}-{hashlib.blake2b(data, digest_size=8).hexdigest()}.jpg"

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pam_aug.build.config import BuildConfig, open_backend, open_converter, open_judges
+from pam_aug.build.failures import FailedImage, Streak, write_failures
 from pam_aug.build.hand_crop import AbsentHand, HandCrops
-from pam_aug.build.layout import candidates_path, rejected_path, screening_path, shards_folder
+from pam_aug.build.layout import candidates_path, failures_path, rejected_path, screening_path, shards_folder
 from pam_aug.build.screen import read_screening, write_screening
 from pam_aug.build.workdir import InputWork, drop_shard_work
 from pam_aug.errors import BackendError, SchemaError, ShardDamaged, SourceError, UnsafeInput
@@ -84,6 +85,7 @@ class Worker:
 
     def __init__(self, job: Job) -> None:
         self._config, self._real_section, self._out = job.config, job.real, job.out
+        self._streak = Streak(job.config.stop_after_failures)
 
     def do(self, unit: Unit) -> Any:
         if isinstance(unit, WriteReal):
@@ -118,23 +120,31 @@ class Worker:
     def _write_real(self, unit: WriteReal) -> dict[str, int]:
         path = shards_folder(self._out) / shard_name("real", unit.shard)
         hands = self._real.hand_assets()
+        failed: list[FailedImage] = []
+        self._streak.shards.append(unit.shard)
         with ShardWriter(path, "real") as shard:
             for index in unit.indices:
                 for number in self._real.slots(index) if isinstance(self._real, HandCrops) else (index,):
+                    key = ""
                     try:
                         item = self._real.item(number)
+                        key = item.sample.key
                         extras = self._extras(
                             lambda number=number, item=item: self._real_conditions(number, item, hands)
                         )
                         digest = item.image_sha256 or hashlib.sha256(item.image).hexdigest()
                         sample = _with_image_hash(item.sample, digest)
                         shard.add(sample, item.image, _suffix(item.image), extras, digest)
+                        self._streak.ended()
                     except AbsentHand:
                         pass
                     except LeftOut as error:
                         shard.count(f"{LEFT_OUT}{error.reason}")
-                    except _PER_INPUT:
+                    except _PER_INPUT as error:
                         shard.count("failed")
+                        failed.append(FailedImage(index, key, type(error).__name__, str(error)))
+                        self._streak.add(str(error))
+            write_failures(failures_path(self._out, unit.shard), failed)
         return shard.marker["counts"]
 
     def _real_conditions(self, number: int, item: Item, hands: Mapping[str, HandAssets]) -> Conditions:
@@ -166,8 +176,22 @@ class Worker:
             rows = []
         except _PER_INPUT as error:
             rows = self._failed_rows(unit.index, error)
+            # An input that cannot be used is one failure. Where a backend fails on it, all that it was to make is.
+            self._streak.add(str(error), len(rows) if isinstance(error, BackendError) else 1)
+            self._streak.inputs.append((unit.shard, unit.position))
+        else:
+            self._count_failures(unit, rows)
         work.put_rows(rows)
         return len(rows)
+
+    def _count_failures(self, unit: MakeCandidates, rows: Sequence[Candidate]) -> None:
+        for row in rows:
+            if row.failure:
+                self._streak.add(row.failure)
+            else:
+                self._streak.ended()
+        if all(row.failure for row in rows):
+            self._streak.inputs.append((unit.shard, unit.position))
 
     def _candidates(self, item: Item, work: InputWork) -> list[Candidate]:
         generate = self._config.generate

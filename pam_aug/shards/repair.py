@@ -26,6 +26,7 @@ from pam_aug.shards.writer import index_path, is_committed, marker_path
 __all__ = ["Leftover", "Repair", "repair"]
 
 _SHARD_NAMES = {"shards": re.compile(r"(real|syn)-\d{5,}\.tar"), "rejected": re.compile(r"\d{5,}\.tar")}
+_WRITTEN = ("shards", "rejected", "candidates", "screening", "failures", "report")
 _STALE_WORK = re.compile(r"syn-\d{5,}")
 
 
@@ -103,7 +104,7 @@ def _stale_work(folder: Path, report: Repair) -> None:
 
 
 def _temporary_files(folder: Path, report: Repair) -> None:
-    places = [folder, *(folder / name for name in ("shards", "rejected", "candidates", "report"))]
+    places = [folder, *(folder / name for name in _WRITTEN)]
     found = [path for place in places for path in place.glob(f"{TEMPORARY_PREFIX}*")]
     for place, _, names in os.walk(folder / "work"):  # rglob fails on folders that a running build removes meanwhile
         found += [Path(place, name) for name in names if name.startswith(TEMPORARY_PREFIX)]
