@@ -266,6 +266,8 @@ def test_the_generator_paints_at_the_cameras_size(options, scene):
     again = next(FluxGenerator(dataclasses.replace(options, batch=1)).generate(scene, [4]))
     assert np.abs(again.rgb.astype(int) - images[1].rgb).max() <= 2
     assert np.abs(images[0].rgb.astype(int) - images[1].rgb).mean() > 1
+    (whole,) = generator.generate(scene, [3], (64, 48))  # as painted, nothing to stretch back
+    assert whole.rgb.shape == (48, 64, 3)
     drawn = list(FluxGenerator(dataclasses.replace(options, prompt="drawn")).generate(scene, [3, 4]))
     assert drawn[0].prompt != drawn[1].prompt
 

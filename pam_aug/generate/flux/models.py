@@ -161,10 +161,10 @@ class TextEncoders:
 
 @torch.inference_mode()
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """Latents (n,16,h,w), as FLUX has them, to images (n,8h,8w,3) uint8 on the CPU."""
+    """Latents (n,16,h,w), as FLUX has them, to images (n,8h,8w,3) uint8 on the CPU, in that order in memory."""
     z = latents.to(vae.device, vae.dtype) / vae.config["scaling_factor"] + vae.config["shift_factor"]
     images = vae.decode(z, return_dict=False)[0].float()
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu()
+    return ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu()
 
 
 def _from_folder(kind: Any, folder: Path, dtype: torch.dtype) -> Any:
