@@ -1,15 +1,20 @@
 """A build that screens: refused inputs are rows with a reason, nothing is generated from them, others are untouched."""
 
+from pathlib import Path
+
 import fakes
 import pytest
 
 from pam_aug import registry
 from pam_aug.build.config import BuildConfig, pixel_fields
-from pam_aug.build.layout import screening_path
+from pam_aug.build.layout import screening_path, shards_folder
+from pam_aug.build.reselect import reselect
 from pam_aug.build.run import run_build
 from pam_aug.build.screen import read_screening
 from pam_aug.config import resolve
 from pam_aug.report.summary import read_all_candidates
+from pam_aug.shards.reader import read_marker
+from pam_aug.shards.writer import shard_name
 
 DEMO = "source={converter: demo-rollouts, count: 6, size: [48, 48]}"
 
@@ -35,6 +40,27 @@ def test_refused_inputs_are_left_out_with_their_reason(tmp_path):
     assert result.summary.failed == 0
     told = [note for note in result.notes if "refused by screening" in note]
     assert sum(int(note.split()[0]) for note in told) == 6 - len(kept)
+
+
+def test_selecting_again_keeps_what_screening_measured(tmp_path):
+    limits = ("screen.on=true", "screen.preset=none", "screen.max_penetration_mm=3.0", "shards.inputs_per_shard=4")
+    run_build(config(*limits), tmp_path / "build", ("synthetic",), workers=0)
+    run_build(config(*limits, "select.reject=1/2"), tmp_path / "wanted", ("synthetic",), workers=0)
+    reselect(tmp_path / "build", tmp_path / "out", None, ["reject=1/2"], workers=0)
+
+    def content(out: Path) -> dict[str, bytes]:
+        files = [*out.rglob("*.tar"), *out.glob("candidates/*"), *out.glob("screening/*")]
+        return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
+
+    found = content(tmp_path / "out")
+    assert found == content(tmp_path / "wanted")
+    assert found != content(tmp_path / "build")
+    assert [len(read_screening(screening_path(tmp_path / "out", shard))) for shard in (0, 1)] == [4, 2]
+    for number in (0, 1):
+        markers = [
+            read_marker(shards_folder(tmp_path / name) / shard_name("syn", number)) for name in ("out", "wanted")
+        ]
+        assert markers[0]["counts"] == markers[1]["counts"]
 
 
 def test_a_build_that_does_not_screen_is_the_same_as_ever(tmp_path):

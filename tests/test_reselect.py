@@ -11,12 +11,15 @@ import pytest
 from pam_aug import registry
 from pam_aug.build import reselect as reselecting
 from pam_aug.build.config import BuildConfig
+from pam_aug.build.failures import read_failures
 from pam_aug.build.hand_crop import AbsentHand
+from pam_aug.build.layout import failures_path
 from pam_aug.build.reselect import plan_reselection, reselect
 from pam_aug.build.run import run_build
 from pam_aug.config import resolve
 from pam_aug.errors import ConfigError, ResumeMismatch, ShardDamaged
 from pam_aug.mix import MixedDataset
+from pam_aug.rollouts.scene import LeftOut
 from pam_aug.shards.verify import verify
 
 
@@ -113,18 +116,22 @@ def test_a_stopped_reselection_goes_on(tmp_path, built, monkeypatch, no_models):
 
 def test_failed_inputs_stay_failed(tmp_path, monkeypatch):
     monkeypatch.setattr("pam_aug.build.finish.FAILURE_BUDGET", 1.0)
-    folder = build(tmp_path / "build", "source.bad=2")
-    wanted = build(tmp_path / "wanted", "source.bad=2", "select.reject=0")
+    folder = build(tmp_path / "build", "source.bad=2", "real.bad=5")
+    wanted = build(tmp_path / "wanted", "source.bad=2", "real.bad=5", "select.reject=0")
     assert reselect(folder, tmp_path / "out", None, ["reject=0"], workers=0).summary.kept == 32
     assert content(tmp_path / "out") == content(wanted)
+    table = failures_path(tmp_path / "out", 1)
+    assert table.read_bytes() == failures_path(wanted, 1).read_bytes()
+    assert [row.index for row in read_failures(table)] == [5]
 
 
-def test_inputs_that_never_had_candidates_stay_without(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [AbsentHand("no such hand"), LeftOut("no labels", reason="no labels")])
+def test_inputs_that_never_had_candidates_stay_without(tmp_path, monkeypatch, error):
     item = fakes.FakeRollouts.item
 
     def absent(self, index):
         if self.name == "fake-rollouts" and index == 2:
-            raise AbsentHand("no such hand")
+            raise error
         return item(self, index)
 
     monkeypatch.setattr(fakes.FakeRollouts, "item", absent)

@@ -21,12 +21,21 @@ import orjson
 from pam_aug.build.config import BuildConfig, open_converter, pixel_fields
 from pam_aug.build.finish import Result
 from pam_aug.build.hand_crop import AbsentHand
-from pam_aug.build.layout import build_file, candidates_path, rejected_path, shards_folder
+from pam_aug.build.layout import (
+    build_file,
+    candidates_path,
+    failures_path,
+    rejected_path,
+    screening_path,
+    shards_folder,
+)
 from pam_aug.build.resume import claim_folder, first_difference
 from pam_aug.build.run import Plan, plan, run_build
+from pam_aug.build.screen import read_screening, write_screening
 from pam_aug.build.workdir import InputWork
 from pam_aug.config import resolve, to_dict
 from pam_aug.errors import ConfigError, PamAugError, ResumeMismatch, ShardDamaged
+from pam_aug.rollouts.scene import LeftOut
 from pam_aug.schema import Candidate, Verdict
 from pam_aug.select import PRESETS, SelectConfig, select
 from pam_aug.shards.atomic import create_temporary, fsync_folder, storage_errors, temporary_path
@@ -98,6 +107,7 @@ def reselect(
         if not is_committed(shards_folder(out) / shard_name("syn", s)):
             _stage(folder, out, s, indices, config)
     for s in range(len(todo.real_shards)):
+        _link_table(failures_path(folder, s), failures_path(out, s))
         _link_shard(shards_folder(folder) / shard_name("real", s), shards_folder(out) / shard_name("real", s))
     return run_build(config, out, parts, workers)
 
@@ -153,7 +163,7 @@ def _rule(rule: SelectConfig, preset: str | None, overrides: Sequence[str]) -> S
 
 
 def _stage(folder: Path, out: Path, shard: int, indices: Sequence[int], config: BuildConfig) -> None:
-    """Puts the candidates of one shard, scores and images, where a build keeps finished work."""
+    """Puts the candidates of one shard, scores and images, and what screening measured where a build keeps them."""
     rows = read_candidates(candidates_path(folder, shard))
     inputs = iter([list(group) for _, group in itertools.groupby(rows, key=lambda row: row.input_key)])
     images: dict[str, bytes] = {}
@@ -164,7 +174,11 @@ def _stage(folder: Path, out: Path, shard: int, indices: Sequence[int], config: 
         check_hash(path, marker["sha256"])  # or a flipped bit would be written under a new hash
         with ShardReader(path) as reader:
             images |= {key: reader.image_bytes(i) for i, key in enumerate(reader.keys)}
-    absent = _absent(config, indices) if len(rows) < len(indices) * config.generate.candidates else set[int]()
+    path = screening_path(folder, shard)
+    screened = {row.key: row for row in (read_screening(path) if path.is_file() else ())}
+    absent: dict[int, str] = {}
+    if len(rows) < len(indices) * config.generate.candidates:
+        absent = _absent(config, indices, {key for key, row in screened.items() if not row.kept})
     for position, index in enumerate(indices):
         work = InputWork(out, shard, position)
         mine = [] if index in absent else next(inputs, None)
@@ -172,20 +186,27 @@ def _stage(folder: Path, out: Path, shard: int, indices: Sequence[int], config: 
             path = candidates_path(folder, shard)
             raise ShardDamaged(f"{path}: lacks the candidates of input {index}; run the build again first")
         if not work.is_done():
+            row = screened.get(mine[0].input_key if mine else absent[index])
+            if row is not None:
+                write_screening(work.screening_path, [row])
             _stage_input(work, mine, images)
 
 
-def _absent(config: BuildConfig, indices: Sequence[int]) -> set[int]:
-    """The inputs that never had candidates: hands that their image does not show."""
+def _absent(config: BuildConfig, indices: Sequence[int], refused: set[str]) -> dict[int, str]:
+    """The inputs that never had candidates, and their keys: refused by screening, or "" where there is nothing to make
+    of an input."""
     source = open_converter(config.source, "source")
-    absent: set[int] = set()
+    absent: dict[int, str] = {}
     for index in indices:
         try:
-            source.item(index)
-        except AbsentHand:
-            absent.add(index)
+            key = source.item(index).sample.key
+        except (AbsentHand, LeftOut):
+            absent[index] = ""
         except PamAugError:  # its candidates are there, as rows with this reason
-            pass
+            continue
+        else:
+            if key in refused:
+                absent[index] = key
     return absent
 
 
@@ -208,6 +229,14 @@ def _link_shard(source: Path, target: Path) -> None:
             if part(source).exists():
                 _link(part(source), part(target))
                 fsync_folder(target.parent)
+
+
+def _link_table(source: Path, target: Path) -> None:
+    if source.is_file() and not target.is_file():
+        with storage_errors(target):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link(source, target)
+            fsync_folder(target.parent)
 
 
 def _link(old: Path, new: Path) -> None:
