@@ -2,7 +2,10 @@
 
 import contextlib
 import csv
+import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -29,6 +32,7 @@ from pam_aug.rollouts.scene import build_scene
 from pam_aug.shards.reader import ShardReader
 from pam_aug.shards.writer import ShardWriter
 from pam_aug.train import run
+from pam_aug.train.stage_two import run as stage_two
 from pam_aug.train.stage_two.batches import FlowBatches, draw
 from pam_aug.train.stage_two.cache import Cache, claim_cache, fingerprint, write_parts, write_prompts
 from pam_aug.train.stage_two.config import ExampleConfig, read_recipe
@@ -212,7 +216,10 @@ def rows(path) -> list[dict]:
         return [{k: v for k, v in row.items() if k != "images_per_s"} for row in csv.DictReader(file)]
 
 
-def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, flux, shards, cached):
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, flux, shards, cached, monkeypatch, sharded):
+    """Also where accelerate keeps the optimiser, as it does for DeepSpeed."""
+    monkeypatch.setattr(stage_two, "_is_sharded", lambda _: sharded)
     config = recipe(flux, shards, cached, ema=0.9)
     run(config, tmp_path / "whole")
     killed = StageTwoRun(read_recipe(config), tmp_path / "killed")
@@ -231,12 +238,60 @@ def test_a_killed_run_goes_on_to_the_same_bits(tmp_path, flux, shards, cached):
         one, other = (load_file(tmp_path / folder / name) for folder in ("whole", "killed"))
         assert list(one) == list(other)
         assert all(torch.equal(value, other[key]) for key, value in one.items())
+    assert [p.name for p in (tmp_path / "killed").glob("deepspeed-*")] == ["deepspeed-000006"] * sharded
     start = load_file(tmp_path / "whole" / "tiny.safetensors")["controlnet1.img_in.weight"]
     assert not torch.equal(start, killed.transformer.x_embedder.weight)
     assert rows(tmp_path / "whole" / "log.csv") == rows(tmp_path / "killed" / "log.csv")
     assert len(rows(tmp_path / "whole" / "log.csv")) == 3
     with pytest.raises(ResumeMismatch, match="lr"):
         run({**config, "lr": 2e-3}, tmp_path / "killed")
+
+
+def test_bf16_trains_samples_and_exports(tmp_path, flux, shards, cached):
+    """FLUX and the export in bfloat16, the trained weights in float32; FLUX's embedder gets the exact time."""
+    held_out = {"shards": str(shards), "inputs": 1, "steps": 1}
+    fields = {"iterations": 1, "precision": "bf16", "held_out": held_out, "cache": str(tmp_path / "cache"), "batch": 2}
+    tiny = StageTwoRun(read_recipe({**recipe(flux, shards, cached, **fields), "warmup": 1}), tmp_path)
+    times = []
+    tiny.transformer.time_text_embed.time_proj.register_forward_pre_hook(lambda _, given: times.append(given[0]))
+    tiny.train()
+    figures = tiny.finish()
+    assert np.isfinite(figures["loss"])
+    assert (figures["candidates"], figures["failed"]) == (1, 0)
+    points = tiny.batches[0]["points"]
+    assert torch.allclose(times[0], 1000 * flow_times(points), atol=1e-3)
+    assert {v.dtype for v in tiny.pair.state_dict().values()} == {torch.float32}
+    assert {v.dtype for v in tiny.transformer.state_dict().values()} == {torch.bfloat16}
+    assert {v.dtype for v in load_file(tmp_path / "tiny.safetensors").values()} == {torch.bfloat16}
+
+
+def test_recomputing_blocks_changes_no_gradient(tmp_path, flux, shards, cached):
+    ends = []
+    for on in (True, False):
+        config = recipe(flux, shards, cached, iterations=2, checkpointing=on)
+        run(config, tmp_path / str(on))
+        ends.append(load_file(tmp_path / str(on) / "tiny.safetensors"))
+    assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path, flux, shards, monkeypatch):
+    """Two processes on the CPU, each with half of every batch: the losses and figures of one process."""
+    monkeypatch.setattr(models, "_T5_TOKENS", 512)  # as the other processes have it
+    held_out = {"shards": str(shards), "inputs": 3, "every": 3, "candidates": 1, "steps": 1}
+    config = recipe(flux, shards, tmp_path / "cache1", iterations=3, micro_batch=1, log_every=1, held_out=held_out)
+    run(config, tmp_path / "1")
+    (tmp_path / "tiny.yaml").write_text(json.dumps({**config, "cache": str(tmp_path / "cache2")}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+               "-m", "pam_aug.train", str(tmp_path / "tiny.yaml"), "--out", str(tmp_path / "2")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads((tmp_path / "2" / "tiny.json").read_text())["processes"] == 2
+    for table in ("log.csv", "held_out.csv"):
+        one, two = (rows(tmp_path / str(n) / table) for n in (1, 2))
+        assert len(one) == (3 if table == "log.csv" else 1)
+        for a, b in zip(one, two, strict=True):
+            assert {k: float(v) for k, v in a.items()} == pytest.approx({k: float(v) for k, v in b.items()}, rel=1e-3)
 
 
 def test_passes_are_the_same_for_any_number_of_processes(tmp_path, flux, shards, cached):

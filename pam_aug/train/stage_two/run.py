@@ -7,6 +7,7 @@ a function of its number, so the checkpoint is weights, optimiser and the number
 import copy
 import json
 import os
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from tqdm import tqdm
 from pam_aug.config import config_hash, to_dict
 from pam_aug.errors import AssetMissing, BackendError, ConfigError
 from pam_aug.generate.flux.checkpoint import save_control
+from pam_aug.generate.flux.controlnet import ControlPair
 from pam_aug.generate.flux.models import TextEncoders, load_vae
 from pam_aug.shards.atomic import write_atomic
 from pam_aug.train.optim import average_into, schedule, set_learning_rate
@@ -90,6 +92,7 @@ class StageTwoRun:
             group["peak_lr"] = group["lr"]
         self.optimizer = optimizer
         self.parallel, self.prepared = self.accelerator.prepare(Residuals(self.pair), optimizer)
+        self.sharded = _is_sharded(self.accelerator)
         self.batches = FlowBatches(self.cache, config, *self.share)
         self.sums = torch.zeros(3, dtype=torch.float64, device=self.device)
         self.done, self.seconds = self._restore()
@@ -123,7 +126,7 @@ class StageTwoRun:
                 self.figures = self.measure()
                 log_values(held_out, board, "held_out", self.done, self.figures)
                 last_log = time.perf_counter()
-            if self.main and (self.done % config.checkpoint_every == 0 or last):
+            if self.done % config.checkpoint_every == 0 or last:
                 self._save(self.seconds + time.perf_counter() - began)
             if self.main and config.export_every and self.done % config.export_every == 0:
                 self._export(self.out / f"{config.name}-{self.done:06d}.safetensors")
@@ -238,25 +241,46 @@ class StageTwoRun:
 
     def _export(self, path: Path) -> None:
         """The pair as it would be used, in FLUX's own type: what the generator loads."""
-        pair = self.pair if self.averaged is None else self.averaged
+        pair, dtype = self.pair if self.averaged is None else self.averaged, DTYPES[self.config.precision]
+        with torch.device("meta"):
+            plain = ControlPair(self.transformer.config)
+        plain.load_state_dict({k: v.detach().cpu().to(dtype) for k, v in pair.state_dict().items()}, assign=True)
         partial = path.with_name(f".tmp-{path.name}")
-        save_control(copy.deepcopy(pair).to(DTYPES[self.config.precision]), partial)
+        save_control(plain, partial)
         os.replace(partial, path)
 
     def _save(self, seconds: float) -> None:
-        state = {"done": self.done, "seconds": seconds}
-        save_checkpoint(self.out / "checkpoint.safetensors", self._nets(), [self.prepared], state, self.sums)
+        """The checkpoint; of DeepSpeed, whose optimiser lies in parts on all processes, with a folder of its own."""
+        state, optimizers = {"done": self.done, "seconds": seconds}, [self.prepared]
+        if self.sharded:
+            self.accelerator.save_state(str(self._parts(self.done)))
+            optimizers = []
+        if not self.main:
+            return
+        save_checkpoint(self.out / "checkpoint.safetensors", self._nets(), optimizers, state, self.sums)
+        for folder in self.out.glob("deepspeed-*"):
+            if folder != self._parts(self.done):
+                shutil.rmtree(folder)
 
     def _restore(self) -> tuple[int, float]:
         path = self.out / "checkpoint.safetensors"
         if not path.is_file():
             return 0, 0.0
-        state, sums = load_checkpoint(path, self._nets(), [self.optimizer])
+        state, sums = load_checkpoint(path, self._nets(), [] if self.sharded else [self.optimizer])
+        if self.sharded:
+            self.accelerator.load_state(str(self._parts(state["done"])))
         self.sums.copy_(sums)
         return state["done"], state["seconds"]
 
+    def _parts(self, done: int) -> Path:
+        return self.out / f"deepspeed-{done:06d}"
+
     def _nets(self) -> dict[str, torch.nn.Module]:
         return {"pair": self.pair, **({} if self.averaged is None else {"averaged": self.averaged})}
+
+
+def _is_sharded(accelerator: Any) -> bool:
+    return accelerator.distributed_type.value == "DEEPSPEED"
 
 
 def _trained(config: StageTwoConfig) -> dict[str, Any]:
