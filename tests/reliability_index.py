@@ -71,7 +71,10 @@ PROMISES: dict[int, tuple[str, tuple[str, ...]]] = {
     ),
     10: (
         "another configuration, schema, hand model or weights: the resumption is refused and names the field",
-        ("test_the_ratio_may_change_and_what_changes_pixels_may_not",),
+        (
+            "test_the_ratio_may_change_and_what_changes_pixels_may_not",
+            "test_every_reader_of_another_version_says_so",
+        ),
     ),
     11: (
         "hostile files: refused in a second and 200 MB, no code run",
@@ -90,6 +93,8 @@ PROMISES: dict[int, tuple[str, tuple[str, ...]]] = {
             "test_damaged_images_are_typed_errors",
             "test_extras_are_read",
             "test_one_bad_input_is_rows_with_a_reason_and_the_budget_is_kept",
+            "test_a_broken_source_stops_a_conversion_and_it_goes_on",
+            "test_the_reasons_of_failed_real_images_are_kept",
             "test_a_damaged_image_or_sequence_is_named",
             "test_broken_images_are_named",
         ),

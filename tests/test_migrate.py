@@ -6,9 +6,12 @@ joints in millimetres under another name, the candidates errors in metres, the m
 
 import hashlib
 import io
+import os
 import shutil
+import signal
 import sys
 import tarfile
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -249,6 +252,28 @@ def test_a_stopped_migration_goes_on_and_no_build_does_in_it(tmp_path, builds, s
     assert {n: hashes(out)[n] for n in committed} == committed
     assert (out / "mix.json").read_bytes() == (new / "mix.json").read_bytes()
     migrate(old, out)  # and again, with nothing left to do
+
+
+def test_a_migration_killed_at_random_moments_ends_as_one_that_was_not(tmp_path, builds, step):
+    new, old = builds
+    out, rng, kills = tmp_path / "out", np.random.default_rng(0), 0
+    while kills < 8:
+        child = os.fork()
+        if not child:
+            migrate(old, out)
+            os._exit(0)
+        time.sleep(float(rng.uniform(0, 0.1)))
+        os.kill(child, signal.SIGKILL)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            break
+        kills += 1
+        if out.is_dir():
+            assert verify(out).ok
+    migrate(old, out)
+    wanted, found = hashes(new), hashes(out)
+    tars = [name for name in wanted if name.endswith((".tar", ".idx", "mix.json"))]
+    assert {name: found[name] for name in tars} == {name: wanted[name] for name in tars}
+    assert kills
 
 
 def test_what_cannot_be_migrated_is_refused(tmp_path, builds, step, monkeypatch):
