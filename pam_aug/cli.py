@@ -312,7 +312,7 @@ def train(
     out: Out = Path("runs/train"),
     set_: Set = None,
 ) -> None:
-    """Train an estimator from a recipe. The same command on the same folder resumes."""
+    """Train an estimator, or PAM's ControlNets, from a recipe. The same command on the same folder resumes."""
     from pam_aug.train import run
 
     run(_recipes().load_recipe(recipe), out, overrides=set_ or [])

@@ -19,16 +19,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pam_aug.config import resolve
-from pam_aug.errors import AssetMissing, ConfigError, ResumeMismatch
+from pam_aug.errors import AssetMissing, BudgetExceeded, ConfigError, ResumeMismatch
 from pam_aug.generate.flux import models
 from pam_aug.generate.flux.checkpoint import load_control
 from pam_aug.generate.flux.controlnet import pack_tokens
 from pam_aug.generate.flux.generator import FluxGenerator, FluxOptions
+from pam_aug.generate.flux.looks import condition_images
 from pam_aug.generate.flux.models import TextEncoders, load_vae
 from pam_aug.recipes import load_recipe
 from pam_aug.registry import load
 from pam_aug.render.conditions import depth_png, seg_png
+from pam_aug.render.pieces import scene_conditions
 from pam_aug.rollouts.scene import build_scene
+from pam_aug.shards.images import decode_image
 from pam_aug.shards.reader import ShardReader
 from pam_aug.shards.writer import ShardWriter
 from pam_aug.train import run
@@ -341,6 +344,37 @@ def test_the_cache_holds_what_flux_says(tmp_path, flux, shards):
     files = sorted(p.relative_to(tmp_path / "one") for p in (tmp_path / "one").rglob("*") if p.is_file())
     assert len(files) == 3
     assert all((tmp_path / "one" / f).read_bytes() == (tmp_path / "two" / f).read_bytes() for f in files)
+
+
+def test_a_converters_images_get_the_conditions_of_their_scene():
+    pytest.importorskip("mitsuba")
+    section = {"converter": "demo-real", "count": 2, "frames": 2, "size": SIZE, "spp": 1}
+    examples = Examples(ExampleConfig(source=section, inputs=1, look="oakink2"))
+    assert (len(examples), examples.identity["items"]) == (1, 2)
+    example = examples.example(0)
+    source = load("converters", "demo-real")(load("converters", "demo-real").Options(2, 2, size=SIZE, spp=1))
+    item = source.item(0)
+    scene = build_scene(item, source.hand_assets())
+    expected = condition_images(scene, scene_conditions(scene), "oakink2")
+    assert example.sample == item.sample
+    assert np.array_equal(example.rgb, decode_image(item.image, "jpg", "image"))
+    assert all(np.array_equal(example.images[name], expected[name]) for name in expected)
+
+
+def test_captions_and_examples_that_cannot_be_made(tmp_path, flux, shards):
+    keys = ShardReader(shards / "shards" / "real-00000.tar").keys
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({key: f"hand {n}" for n, key in enumerate(keys)}))
+    cache = make_cache(flux, shards, tmp_path / "all", captions=str(captions))
+    assert [cache[i].prompt for i in range(6)] == [f"hand {n}" for n in range(6)]
+    assert len(cache.texts) == 6
+    captions.write_text(json.dumps({keys[0]: "hand 0"}))
+    with pytest.raises(ResumeMismatch, match="captions"):
+        make_cache(flux, shards, tmp_path / "all", captions=str(captions))
+    with pytest.raises(BudgetExceeded, match=r"5 of 6 examples .* has no caption"):
+        make_cache(flux, shards, tmp_path / "few", captions=str(captions))
+    with pytest.raises(BudgetExceeded, match="its label has no text"):
+        make_cache(flux, shards, tmp_path / "label", prompt="label")
 
 
 def test_a_cache_is_used_again_and_never_for_other_inputs(tmp_path, flux, shards):
