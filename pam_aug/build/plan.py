@@ -124,7 +124,7 @@ def estimate(
     figures = _counts(config, todo)
     figures += _bytes(config, todo, trial, _painted_pixels(config, todo) if painter else 0)
     processes = max(1, workers if workers >= 0 else default_workers(config, parts))
-    if is_flux:
+    if is_flux and generator is not None:
         if processes > 1:
             notes.append(f"each of {processes} workers loads its own FLUX onto the same GPU: give --workers 1")
         figures += _flux(generator.options, todo, trial, gpu, achieved, notes)
