@@ -6,6 +6,7 @@ names and shapes are the published network's, so that its weights fit where the 
 who reads a left hand mirrors it before and after.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -212,8 +213,14 @@ class TokenUpsample(nn.Module):
         return self.upsample(x.transpose(1, 2)).transpose(1, 2)
 
 
-def sine_position(height: int, width: int, dim: int) -> Float[Tensor, "1 dim h w"]:
+@functools.lru_cache(maxsize=8)
+def sine_position(height: int, width: int, dim: int, device: torch.device) -> Float[Tensor, "1 dim h w"]:
     """The fixed 2-D sine encoding of DETR: y's half of the channels, then x's, positions from 1, normalised to 2π."""
+    with torch.inference_mode(False):  # one that inference asked for first must serve training too
+        return _sine_position(height, width, dim).to(device)
+
+
+def _sine_position(height: int, width: int, dim: int) -> Tensor:
     half = dim // 2
     index = torch.arange(half, dtype=torch.float32)
     period = 10_000 ** (2 * torch.div(index, 2, rounding_mode="floor") / half)
@@ -285,9 +292,8 @@ class MeshHead(nn.Module):
         self.pred_final = nn.Linear(dims[2], 3)
 
     def forward(self, grid_map: Float[Tensor, "n d h w"], uv: Float[Tensor, "n 21 2"]) -> Float[Tensor, "n 778 3"]:
-        grid_map = grid_map.float() + sine_position(grid_map.shape[2], grid_map.shape[3], grid_map.shape[1]).to(
-            grid_map.device
-        )
+        _, dim, height, width = grid_map.shape
+        grid_map = grid_map.float() + sine_position(height, width, dim, grid_map.device)
         grid = (2.0 * (uv - 0.5)).clamp(-1.0, 1.0)[:, :, None]
         tokens = functional.grid_sample(grid_map, grid, align_corners=True)[..., 0].transpose(1, 2)
         for k in (1, 2, 3):
