@@ -7,8 +7,6 @@ made again, everything else is copied. `migrated.json` in the new folder says wh
 written first and `build.json` last, so no build goes on in a half migrated folder, and the same command resumes.
 """
 
-import os
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -21,7 +19,7 @@ from pam_aug import __version__
 from pam_aug.build.layout import build_file
 from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError, ShardDamaged
 from pam_aug.schema import sample_from_json
-from pam_aug.shards.atomic import TEMPORARY_PREFIX, create_temporary, storage_errors, temporary_path, write_atomic
+from pam_aug.shards.atomic import TEMPORARY_PREFIX, copy_atomic, storage_errors, write_atomic
 from pam_aug.shards.card import dataset_card
 from pam_aug.shards.manifest import (
     MixShard,
@@ -134,7 +132,8 @@ def migrate(folder: Path, out: Path, dry_run: bool = False, progress: Callable[[
     for name in found.tables:
         _migrate_table(folder / name, out / name)
     for name in found.others:
-        _copy(folder / name, out / name)
+        if not (out / name).is_file():
+            copy_atomic(folder / name, out / name)
     verify(out).raise_if_damaged()
     if found.mix is not None:
         _write_mix(folder, out, found)
@@ -283,19 +282,3 @@ def _write_mix(folder: Path, out: Path, found: _Found) -> None:
         write_manifest(out / "manifest.parquet", [out / s.path for source in mix.sources for s in source.shards])
         if (folder / "card.md").is_file():
             write_atomic(out / "card.md", dataset_card(out.resolve().name, mix, out / "manifest.parquet").encode())
-
-
-def _copy(old: Path, new: Path) -> None:
-    if new.is_file():
-        return
-    temporary = temporary_path(new)
-    with storage_errors(new):
-        new.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(old, "rb") as source, create_temporary(temporary) as file:
-                shutil.copyfileobj(source, file, 1 << 20)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(temporary, new)
-        finally:
-            temporary.unlink(missing_ok=True)

@@ -7,10 +7,7 @@ it finds every candidate finished, selects, packs and mixes. So the result equal
 for byte, and the same command resumes.
 """
 
-import contextlib
 import itertools
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -38,7 +35,7 @@ from pam_aug.errors import ConfigError, PamAugError, ResumeMismatch, ShardDamage
 from pam_aug.rollouts.scene import LeftOut
 from pam_aug.schema import Candidate, Verdict
 from pam_aug.select import PRESETS, SelectConfig, select
-from pam_aug.shards.atomic import create_temporary, fsync_folder, storage_errors, temporary_path
+from pam_aug.shards.atomic import copy_atomic
 from pam_aug.shards.manifest import read_candidates
 from pam_aug.shards.reader import ShardReader, read_marker
 from pam_aug.shards.verify import check_hash
@@ -223,32 +220,11 @@ def _link_shard(source: Path, target: Path) -> None:
     """The same committed shard in another folder, without a copy where the file system can; the marker comes last."""
     if is_committed(target):
         return
-    with storage_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for part in (Path, index_path, marker_path):
-            if part(source).exists():
-                _link(part(source), part(target))
-                fsync_folder(target.parent)
+    for part in (Path, index_path, marker_path):
+        if part(source).exists():
+            copy_atomic(part(source), part(target), link=True)
 
 
 def _link_table(source: Path, target: Path) -> None:
     if source.is_file() and not target.is_file():
-        with storage_errors(target):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _link(source, target)
-            fsync_folder(target.parent)
-
-
-def _link(old: Path, new: Path) -> None:
-    temporary = temporary_path(new)
-    try:
-        with contextlib.suppress(OSError):  # another file system
-            os.link(old, temporary)
-        if not temporary.exists():
-            with open(old, "rb") as source, create_temporary(temporary) as file:
-                shutil.copyfileobj(source, file, 1 << 20)
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, new)
-    finally:
-        temporary.unlink(missing_ok=True)
+        copy_atomic(source, target, link=True)

@@ -1,12 +1,11 @@
 """Commands on finished folders: look at them, check, repair, migrate, select again, mix."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pam_aug.cli.options import DryRun, Json, Workers
+from pam_aug.cli.options import DryRun, Json, Workers, show
 from pam_aug.errors import ConfigError
 
 __all__ = ["inspect", "migrate", "mix", "repair", "select", "verify"]
@@ -28,7 +27,7 @@ def verify(
     from pam_aug.shards.verify import verify as verify_folder
 
     report = verify_folder(folder, rebuild=rebuild)
-    typer.echo(json.dumps(report.as_dict()) if as_json else report.as_text())
+    show(report, as_json)
     if report.damaged:
         raise typer.Exit(4)
 
@@ -42,7 +41,7 @@ def repair(
     from pam_aug.shards.repair import repair as repair_folder
 
     report = repair_folder(folder, dry_run)
-    typer.echo(json.dumps(report.as_dict()) if as_json else report.as_text())
+    show(report, as_json)
 
 
 def migrate(
@@ -58,7 +57,7 @@ def migrate(
     todo = migrate_folder(folder, out, dry_run=True)
     with Progress(todo.samples, "samples") as bar:
         result = migrate_folder(folder, out, dry_run, bar.add)
-    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+    show(result, as_json)
 
 
 def select(
@@ -80,7 +79,7 @@ def select(
         result = plan_reselection(folder, preset, set_ or [])
     else:
         result = reselect(folder, out, preset, set_ or [], workers)
-    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+    show(result, as_json)
 
 
 def mix(
@@ -108,4 +107,4 @@ def mix(
         result = mixing.change_mix(folder, ratio, window_shards, dry_run)
     else:
         raise ConfigError("mix: give --ratio R or --window-shards N for another mix, or --materialize OUT to write it")
-    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+    show(result, as_json)

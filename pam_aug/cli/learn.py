@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from pam_aug.cli.options import Json, Out, Set, recipe_folder
+from pam_aug.cli.options import Json, Out, Set, recipe_folder, show
 
 __all__ = ["evaluate", "fetch_weights", "train"]
 
@@ -55,7 +55,7 @@ def evaluate(
         judge = open_backend("estimators", estimator, given, "--set")
         with Progress(count_hands(folder, part, limit), "hands") as bar:
             result = pose.evaluate_estimator(folder, judge, options, bar.add)
-    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+    show(result, as_json)
 
 
 def fetch_weights(

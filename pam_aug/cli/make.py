@@ -22,6 +22,7 @@ from pam_aug.cli.options import (
     named_options,
     overrides_of,
     recipe_folder,
+    show,
 )
 
 __all__ = ["build", "convert", "generate", "plan_build", "rollout", "screen"]
@@ -154,7 +155,7 @@ def plan_build(
     tree = recipe_folder().load_recipe(recipe)
     config = resolve(BuildConfig, tree, overrides_of(named, set_), where=f"recipe {recipe}")
     result = estimate(config, workers=workers, gpu=parse_gpu(gpu), achieved=achieved)
-    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+    show(result, as_json)
     if result.missing:
         raise typer.Exit(2)
 
@@ -181,7 +182,7 @@ def rollout(
         tuple(meshes), str(out), seeds, first_seed, tries, scale, mass_kg, pattern=pattern, start=start, target=target
     )
     table = roll_out(job, workers, dry_run)
-    typer.echo(json.dumps(table.as_dict()) if as_json else table.as_text())
+    show(table, as_json)
 
 
 def _build(
@@ -200,4 +201,4 @@ def _build(
     tree = recipe_folder().load_recipe(recipe) if recipe else {}
     config = resolve(BuildConfig, tree, overrides, where=f"recipe {recipe}" if recipe else "")
     result = plan(config, parts) if dry_run else run_build(config, out, parts, workers)
-    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())
+    show(result, as_json)

@@ -25,6 +25,7 @@ __all__ = [
     "named_options",
     "overrides_of",
     "recipe_folder",
+    "show",
 ]
 
 Recipe = Annotated[str, typer.Argument(help="A bundled recipe's name or a YAML file.")]
@@ -70,3 +71,8 @@ def judges(names: str | None) -> str | list[str] | None:
 def overrides_of(values: dict[str, Any], set_: list[str] | None) -> list[str]:
     named = [f"{name}={json.dumps(value)}" for name, value in values.items() if value is not None]
     return [*named, *(set_ or [])]
+
+
+def show(result: Any, as_json: bool) -> None:
+    """Print what a command found: one JSON object, or its text."""
+    typer.echo(json.dumps(result.as_dict()) if as_json else result.as_text())

@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -17,6 +18,7 @@ from pam_aug.errors import StorageError
 
 __all__ = [
     "TEMPORARY_PREFIX",
+    "copy_atomic",
     "create_temporary",
     "fsync_folder",
     "remove_temporary",
@@ -106,3 +108,28 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
             raise
         fsync_folder(path.parent)
+
+
+def copy_atomic(old: Path, new: Path, link: bool = False) -> None:
+    """Copies a file so that `new` is whole or not there; with `link` the two share their bytes where one file system
+    holds both. Raises StorageError."""
+    temporary = temporary_path(new)
+    with storage_errors(new):
+        new.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            linked = False
+            if link:
+                with contextlib.suppress(OSError):  # another file system
+                    os.link(old, temporary)
+                    os.replace(temporary, new)
+                    linked = True
+            if not linked:
+                temporary.unlink(missing_ok=True)
+                with open(old, "rb") as source, create_temporary(temporary) as file:
+                    shutil.copyfileobj(source, file, 1 << 20)
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.replace(temporary, new)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync_folder(new.parent)
