@@ -11,6 +11,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +22,9 @@ __all__ = [
     "copy_atomic",
     "create_temporary",
     "fsync_folder",
+    "fsync_together",
     "remove_temporary",
+    "staged",
     "storage_errors",
     "temporary_path",
     "write_atomic",
@@ -84,6 +87,31 @@ def remove_temporary(path_temporary: Path, dry_run: bool = False) -> bool | None
     return True
 
 
+@contextlib.contextmanager
+def staged(path: Path, data: bytes) -> Iterator[BinaryIO]:
+    """`data` in a temporary file beside `path`, open and locked: fsync it, and rename `file.name` to `path` inside the
+    block. At the end of the block it is gone where it was not renamed. Raises OSError."""
+    temporary = temporary_path(path)
+    try:
+        with create_temporary(temporary) as file:
+            file.write(data)
+            yield file
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def fsync_together(*files: BinaryIO) -> None:
+    """Flushes and fsyncs files at the same time, which lets the file system end them in one commit of its journal.
+
+    Returns when all are on the disk. Raises the first OSError.
+    """
+    for file in files:
+        file.flush()
+    with ThreadPoolExecutor(len(files)) as threads:
+        for done in [threads.submit(os.fsync, file.fileno()) for file in files]:
+            done.result()
+
+
 def fsync_folder(folder: Path) -> None:
     """Makes renames in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -96,17 +124,11 @@ def fsync_folder(folder: Path) -> None:
 def write_atomic(path: Path, data: bytes) -> None:
     """Writes `data` so that `path` holds the old bytes or the new ones, never a part. Raises StorageError."""
     path = Path(path)
-    temporary = temporary_path(path)
     with storage_errors(path):
-        try:
-            with create_temporary(temporary) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        with staged(path, data) as file:
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(file.name, path)
         fsync_folder(path.parent)
 
 

@@ -1,8 +1,10 @@
 """Writing one shard: a plain USTAR tar that is committed whole, or not at all.
 
-Commit: temporary name in the same folder, fsync, rename, fsync of the folder, then the marker `<shard>.json`, last.
-The same samples give the same bytes: fixed mode and owner, mtime 0, members in order. The headers are made with the
-standard library, because webdataset's TarWriter cannot be told the format and writes a PAX header per long key.
+Commit: temporary names in the same folder, fsync, rename of tar and index, fsync of the folder, then the marker
+`<shard>.json`, last. While a shard is filled, the system is asked to write what there is of it, so that the fsync at
+its end waits for little. The same samples give the same bytes: fixed mode and owner, mtime 0, members in order. The
+headers are made with the standard library, because webdataset's TarWriter cannot be told the format and writes a PAX
+header per long key.
 """
 
 import contextlib
@@ -22,7 +24,13 @@ import orjson
 
 from pam_aug.errors import SchemaError, StorageError
 from pam_aug.schema import SCHEMA_VERSION, Sample, sample_to_json
-from pam_aug.shards.atomic import create_temporary, fsync_folder, storage_errors, temporary_path, write_atomic
+from pam_aug.shards.atomic import (
+    create_temporary,
+    fsync_together,
+    staged,
+    storage_errors,
+    temporary_path,
+)
 from pam_aug.shards.images import Suffix, image_size
 from pam_aug.shards.index import INDEX_DTYPE, hand_rows, index_bytes
 
@@ -34,6 +42,7 @@ EXTRAS = ("depth.png", "seg.png")
 LEFT_OUT = "left out: "
 """How a marker's counts name inputs that were left out; the reason follows."""
 _BLOCK, _RECORD = 512, 10240
+_WRITE_BACK_BYTES = 4 << 20
 
 
 def shard_name(kind: Literal["real", "syn", "mixed"], index: int) -> str:
@@ -80,7 +89,7 @@ class ShardWriter:
         self._rows: list[np.ndarray] = []
         self._extras: tuple[str, ...] | None = None
         self._sha256 = hashlib.sha256()
-        self._offset = 0
+        self._offset = self._sent = 0
         self._file: BinaryIO | None = None
         self._temporary = temporary_path(self.path)
 
@@ -166,18 +175,26 @@ class ShardWriter:
         try:
             with storage_errors(self.path):
                 self._file.write(data)
+                self._offset += len(data)
+                if self._offset - self._sent >= _WRITE_BACK_BYTES:
+                    self._start_write_back(self._file)
         except StorageError:
             self._discard()  # a caller that goes on after a failed write must not commit a torn member
             raise
         self._sha256.update(data)
-        self._offset += len(data)
+
+    def _start_write_back(self, file: BinaryIO) -> None:
+        """Linux begins to write what is said to be needed no more, and keeps what it has not written yet."""
+        file.flush()
+        if hasattr(os, "posix_fadvise"):
+            with contextlib.suppress(OSError):  # advice only: what cannot be written is told by fsync
+                os.posix_fadvise(file.fileno(), self._sent, self._offset - self._sent, os.POSIX_FADV_DONTNEED)
+        self._sent = self._offset
 
     def _commit(self) -> None:
         end = 2 * _BLOCK
         self._write(bytes(end + -(self._offset + end) % _RECORD))
         assert self._file is not None
-        self._file.flush()
-        os.fsync(self._file.fileno())
         digest = self._sha256.hexdigest()
         marker = {
             "schema_version": SCHEMA_VERSION,
@@ -191,19 +208,26 @@ class ShardWriter:
         }
         # Joined as bytes: concatenate would work out the common type of structured rows pair by pair.
         rows = np.frombuffer(b"".join(row.tobytes() for row in self._rows), INDEX_DTYPE)
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            # Two writers of one name: the lock makes tar and marker one step, and a killed holder releases it.
-            fcntl.flock(folder, fcntl.LOCK_EX)
-            if is_committed(self.path):
-                self.marker = orjson.loads(marker_path(self.path).read_bytes())
-                return
-            os.replace(self._temporary, self.path)
-            fsync_folder(self.path.parent)
-            write_atomic(index_path(self.path), index_bytes(rows, self._offset, digest))
-            write_atomic(marker_path(self.path), orjson.dumps(marker) + b"\n")
-        finally:
-            os.close(folder)
+        path_index, path_marker = index_path(self.path), marker_path(self.path)
+        with (
+            staged(path_index, index_bytes(rows, self._offset, digest)) as index_file,
+            staged(path_marker, orjson.dumps(marker) + b"\n") as marker_file,
+        ):
+            fsync_together(self._file, index_file, marker_file)
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                # Two writers of one name: the lock makes tar and marker one step, and a killed holder releases it.
+                fcntl.flock(folder, fcntl.LOCK_EX)
+                if is_committed(self.path):
+                    self.marker = orjson.loads(path_marker.read_bytes())
+                    return
+                os.replace(self._temporary, self.path)
+                os.replace(index_file.name, path_index)
+                os.fsync(folder)
+                os.replace(marker_file.name, path_marker)  # what it vouches for is on the disk, names included
+                os.fsync(folder)
+            finally:
+                os.close(folder)
         self.marker = marker
 
     def _discard(self) -> None:
