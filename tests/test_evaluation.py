@@ -322,6 +322,12 @@ def test_the_joint_definition_is_said_with_the_number(shards, monkeypatch, estim
     assert "fingertips are its vertices of the labels' set" in text
 
 
+def test_an_estimator_of_others_says_its_own_joint_definition(shards):
+    estimator = Moved(shards)
+    estimator.joint_definition = "21 joints by hand"
+    assert "predicted: 21 joints by hand" in evaluate_estimator(shards, estimator, EvaluationOptions()).as_text()
+
+
 def again_lost(shards, row):
     """The root-relative error in mm of a hand of zeros against label `row`."""
     joints = Moved(shards).hands[row].hand.joints_cam_m.astype(float)

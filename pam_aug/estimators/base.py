@@ -72,6 +72,9 @@ class Estimator(Protocol):
 
     `requires` lists the missing files or packages, with where to get them ([] means ready), and is asked before any
     work. `estimate` must give a row the same result whatever rows stand beside it in another call of the same length.
+
+    An estimator may also have `joint_definition`: how its 21 joints follow from its hand, in words. It changes errors
+    by millimetres, so an evaluation says it beside them; without it, that the definition is not known.
     """
 
     name: ClassVar[str]

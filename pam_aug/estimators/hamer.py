@@ -20,6 +20,7 @@ from pam_aug.errors import AssetMissing, BackendError, ConfigError
 from pam_aug.estimators.base import Estimates, HandQuery
 from pam_aug.estimators.hamer_checkpoint import check_hamer, hand_of, load_hamer
 from pam_aug.estimators.hamer_net import HEIGHT_PX, HamerConfig, HamerNet, network_input
+from pam_aug.estimators.joint_map import JOINT_DEFINITIONS
 from pam_aug.estimators.weights import WEIGHTS, file_sha256
 from pam_aug.geometry import matrix_to_axis_angle
 from pam_aug.hand import HandAssets, HandLayer, load_mano
@@ -145,6 +146,7 @@ class HamerEstimator:
     """
 
     name: ClassVar[str] = "hamer"
+    joint_definition: ClassVar[str] = JOINT_DEFINITIONS["kinematic"]
     Options: ClassVar[type] = HamerOptions
 
     def __init__(self, options: HamerOptions | None = None) -> None:

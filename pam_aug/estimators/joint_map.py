@@ -5,7 +5,7 @@ that is perfect in its vertices would be scored 4 mm. So a map is fitted to the 
 one is used in training and in scoring.
 """
 
-from typing import Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
@@ -14,9 +14,17 @@ from jaxtyping import Float
 from pam_aug.hand import HandAssets, HandLayer
 from pam_aug.hand.joints import MANO16_TO_21, TIP_SETS
 
-__all__ = ["JointDefinition", "fit_joint_map"]
+__all__ = ["JOINT_DEFINITIONS", "JointDefinition", "fit_joint_map"]
 
 JointDefinition = Literal["kinematic_fit", "regressor"]
+
+_TIPS = "; fingertips are its vertices of the labels' set"
+JOINT_DEFINITIONS: Final = {
+    "kinematic": f"16 kinematic joints of the posed hand{_TIPS}",
+    "kinematic_fit": f"16 kinematic joints, by a linear map fitted to the mesh{_TIPS}",
+    "regressor": f"16 joints by the hand model's regressor on the posed mesh{_TIPS}",
+}
+"""How an estimator's 21 joints follow from its hand, in words, for its `joint_definition`."""
 
 _POSES, _VERTEX_NOISE_M = 1500, 1e-3
 

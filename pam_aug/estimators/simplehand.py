@@ -19,6 +19,7 @@ from jaxtyping import Float
 from pam_aug.errors import AssetMissing, BackendError, ConfigError, SchemaError
 from pam_aug.estimators.base import Estimates, HandQuery
 from pam_aug.estimators.crop import PerspectiveCrop, perspective_crop, upright_turn
+from pam_aug.estimators.joint_map import JOINT_DEFINITIONS
 from pam_aug.estimators.simplehand_net import NetConfig, SimpleHandNet, fold_batch_norm, normalise_pixels
 from pam_aug.hand import load_open_hand
 from pam_aug.hand.joints import TIP_SETS, TIPS_21
@@ -81,6 +82,11 @@ class SimpleHandEstimator:
         files = (self.weights, self.turn_weights) if self._upright else (self.weights,)
         hashes = "-".join(read_info(path)["weights_sha256"][:12] for path in files)
         return f"{read_info(self.weights)['recipe']}-{hashes}-{self._views}"
+
+    @property
+    def joint_definition(self) -> str:
+        """How its joints follow from its mesh, in words: as its network was trained."""
+        return JOINT_DEFINITIONS[self.net.config.joints]
 
     def requires(self) -> list[str]:
         """The weight files that are missing; [] where the estimator is ready."""

@@ -20,7 +20,7 @@ from pam_aug.checkpoint import check_entries, read_state
 from pam_aug.errors import AssetMissing, BackendError, ConfigError, SchemaError
 from pam_aug.estimators.base import Estimates, HandQuery
 from pam_aug.estimators.crop import PerspectiveCrop, perspective_crop
-from pam_aug.estimators.joint_map import fit_joint_map
+from pam_aug.estimators.joint_map import JOINT_DEFINITIONS, fit_joint_map
 from pam_aug.estimators.simplehand_net import MeshHead, NetConfig, normalise_pixels
 from pam_aug.estimators.weights import WEIGHTS, file_sha256
 from pam_aug.hand import HandAssets, load_mano
@@ -115,6 +115,11 @@ class SimpleHandFastViTEstimator:
     def version(self) -> str:
         """The checkpoint's hash and the joint definition, for provenance."""
         return f"{file_sha256(self.weights)[:12]}-{self.options.joints}"
+
+    @property
+    def joint_definition(self) -> str:
+        """How its joints follow from its mesh, in words: as its options say."""
+        return JOINT_DEFINITIONS[self.options.joints]
 
     def requires(self) -> list[str]:
         """The files and packages that are missing; [] where the estimator is ready."""

@@ -9,9 +9,6 @@ import numpy as np
 
 from pam_aug.errors import ConfigError
 from pam_aug.estimators.base import Estimator, HandQuery
-from pam_aug.estimators.hamer import HamerEstimator
-from pam_aug.estimators.simplehand import SimpleHandEstimator
-from pam_aug.estimators.simplehand_fastvit import SimpleHandFastViTEstimator
 from pam_aug.evaluate.hand_set import ALIGNMENTS, Alignment, HandScores, Means, group_rows, mean_scores, score_hands
 from pam_aug.evaluate.labels import LabelledHand, LabelMeshes, hand_blocks
 from pam_aug.evaluate.result_files import read_predictions, write_dexycb, write_freihand
@@ -36,11 +33,7 @@ _COLUMNS = (
     ("pa_f15", "PA-F@15", ".3f"),
 )
 
-_JOINTS = {
-    "kinematic": "16 kinematic joints of the posed hand",
-    "kinematic_fit": "16 kinematic joints, by a linear map fitted to the mesh",
-    "regressor": "16 joints by the hand model's regressor on the posed mesh",
-}
+_UNKNOWN_JOINTS = "as the estimator gives them; how it defines its joints is not known"
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,21 +119,8 @@ def evaluate_estimator(
         if progress is not None:
             progress(len(block))
     made_by = f"{estimator.name} {estimator.version}"
-    return collected.result(str(folder), made_by, f"predicted: {_joint_definition(estimator)}", meshes.missing)
-
-
-def _joint_definition(estimator: Estimator) -> str:
-    """How an estimator's 21 joints follow from its hand, in words: it changes errors by millimetres."""
-    form = ""
-    if isinstance(estimator, SimpleHandEstimator):
-        form = estimator.net.config.joints
-    elif isinstance(estimator, SimpleHandFastViTEstimator):
-        form = estimator.options.joints
-    elif isinstance(estimator, HamerEstimator):
-        form = "kinematic"
-    if not form:
-        return "as the estimator gives them; how it defines its joints is not known"
-    return f"{_JOINTS[form]}; fingertips are its vertices of the labels' set"
+    definition = getattr(estimator, "joint_definition", "") or _UNKNOWN_JOINTS
+    return collected.result(str(folder), made_by, f"predicted: {definition}", meshes.missing)
 
 
 def evaluate_predictions(folder: Path, file: Path, form: str, options: EvaluationOptions) -> Evaluation:
