@@ -24,8 +24,13 @@ from pam_aug.schema import Candidate, Verdict
 __all__ = ["ERRORS", "PRESETS", "Preset", "SelectConfig", "select"]
 
 ERRORS: Final = ("err_mm", "pa_err_mm", "err_2d", "vert_err_mm", "pa_vert_err_mm", "odd_mm")
-"""The errors of a candidate that a rule can rank by and gate. All but `odd_mm` are against the label; that one is
-against the input's other candidates: beside it goes a gate on `err_mm`, for inputs whose candidates are wrong alike."""
+"""The errors of a candidate that a rule can rank by and gate.
+
+`err_mm` holds the depth, of which one image says little and an estimator errs most. `err_2d` leaves it out, and so
+finds more of the candidates that show another pose, but none that differs along the line of sight alone. Both are
+against the label. `odd_mm` is against the input's other candidates, most of which must be right: beside it goes a gate
+on one of the others, for inputs whose candidates are wrong alike.
+"""
 
 _SCOPES = ("input", "build")
 _RULE = ("reject", "gate", "by", "scope")

@@ -98,6 +98,17 @@ def test_oddness_is_from_the_other_candidates_and_not_from_the_label():
     assert hand_errors(estimates([8.0], valid=[False]), hand()).odd_mm.tolist() == [math.inf]
 
 
+def test_the_image_error_leaves_depth_out():
+    """Where the estimator misses the depth of the right ones by more than a wrong one's pose, only the image tells."""
+    found = estimates([0.0, 0.0, 0.0, 0.0])
+    found.joints_m[:3, 1:, 2] += 0.02  # 20 mm too far; the image positions are the label's
+    found.joints_m[3, 1:, 0] += 0.01  # another pose: 10 mm aside, 5 px in the image
+    found.joints_px[3, 1:, 0] += 5.0
+    errors = hand_errors(found, hand())
+    assert errors.err_mm == pytest.approx([20 * 20 / 21] * 3 + [10 * 20 / 21], abs=1e-4)
+    assert errors.err_2d == pytest.approx([0, 0, 0, 5 * 20 / 21 / 50], abs=1e-6)
+
+
 def test_a_candidate_is_as_odd_as_its_odder_hand():
     two = sample(hand("right"), hand("left", at=(0.1, 0, 0.6)))
     scripted = Scripted([estimates([0.0, 0.0, 9.0]), estimates([30.0, 30.0, 30.0])])
