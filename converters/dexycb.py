@@ -40,7 +40,7 @@ from pam_aug.schema import (
 
 from .dexycb_calibration import T_world_cams, betas_of, intrinsics_px
 from .dexycb_index import Frame, Index, build_index
-from .dexycb_labels import HEIGHT, WIDTH, FrameLabel, read_depth_m, read_frame, read_jpeg, read_seg
+from .dexycb_labels import HEIGHT, WIDTH, FrameLabel, read_depth_m, read_depth_png, read_frame, read_jpeg, read_seg
 from .dexycb_objects import ObjectMeshes, distance_to_object_m, mesh_name
 from .dexycb_splits import SERIALS, SUBJECTS
 from .dgrasp import YCB_NAMES
@@ -63,6 +63,7 @@ class DexYCB:
 
     name: ClassVar[str] = "dexycb"
     has_images: ClassVar[bool] = True
+    has_depth: ClassVar[bool] = True
 
     @dataclass(frozen=True)
     class Options:
@@ -178,6 +179,11 @@ class DexYCB:
     def depth_m(self, index: int) -> Float[np.ndarray, "480 640"]:
         """The sensor's depth (z) at the pixels of image `index`, metres; 0 where nothing was measured."""
         return read_depth_m(self._path(self._frame(index), "aligned_depth_to_color_{:06d}.png"))
+
+    def sensor_depth_png(self, index: int) -> bytes:
+        """The file of the sensor's depth of image `index`, its bytes as they are: millimetres, 0 and 65535 where
+        nothing was measured. Raises SourceError where it is no whole 640x480 image of 16 bits."""
+        return read_depth_png(self._path(self._frame(index), "aligned_depth_to_color_{:06d}.png"))
 
     def seg(self, index: int) -> UInt8[np.ndarray, "480 640"]:
         """Segmentation of image `index` in this library's ids, objects as in the sample's labels."""

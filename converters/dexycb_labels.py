@@ -5,6 +5,7 @@ of 0 and of 65535. Negative pixels are not absent: joints outside the image are 
 is decided for all eight views at once by the dataset's fit, and says nothing about the hand being visible in a view.
 """
 
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ __all__ = [
     "WIDTH",
     "FrameLabel",
     "read_depth_m",
+    "read_depth_png",
     "read_frame",
     "read_hand_frames",
     "read_jpeg",
@@ -30,6 +32,7 @@ __all__ = [
 
 WIDTH, HEIGHT = 640, 480
 _NO_DEPTH = (0, 65535)
+_DEPTH_HEADER = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBB", WIDTH, HEIGHT, 16, 0)  # 16 bits, grey
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,11 +87,19 @@ def read_jpeg(path: Path) -> bytes:
     return data
 
 
+def read_depth_png(path: Path) -> bytes:
+    """A depth image's bytes as they are. Raises SourceError for a file that is no whole 640x480 PNG of 16 bits."""
+    data = read_bytes(path)
+    if not data.startswith(_DEPTH_HEADER) or b"IEND" not in data[-64:]:
+        raise SourceError(f"{path}: not a whole 640x480 depth image of 16 bits; copy it again", path=str(path))
+    return data
+
+
 def read_depth_m(path: Path) -> Float[np.ndarray, "480 640"]:
     """Depth (z) aligned to the colour image, metres; 0 where nothing was measured."""
-    raw = cv2.imdecode(np.frombuffer(read_bytes(path) or b"\0", np.uint8), cv2.IMREAD_UNCHANGED)
-    if raw is None or raw.dtype != np.uint16 or raw.shape != (HEIGHT, WIDTH):
-        raise SourceError(f"{path}: not a 640x480 depth image of 16 bits; copy it again", path=str(path))
+    raw = cv2.imdecode(np.frombuffer(read_depth_png(path), np.uint8), cv2.IMREAD_UNCHANGED)
+    if raw is None or raw.shape != (HEIGHT, WIDTH):
+        raise SourceError(f"{path}: the depth image does not decode; copy it again", path=str(path))
     return np.where(np.isin(raw, _NO_DEPTH), np.float32(0), raw.astype(np.float32) / np.float32(1000))
 
 

@@ -119,6 +119,14 @@ class OakInk2:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def group_starts(self) -> np.ndarray:
+        """The images with which a new sequence begins: its annotation takes a second or two to read, and one worker
+        that does the sequence reads it once."""
+        tracks = self.index.tracks
+        starts = np.array([0, *self.index.ends[:-1]])
+        return starts[[n == 0 or t.annotation != tracks[n - 1].annotation for n, t in enumerate(tracks)]]
+
     def hand_assets(self) -> Mapping[str, HandAssets]:
         """The user's MANO, the left one with its shape directions as in the file; empty without MANO files."""
         return {f"{mano_model_name(side, 'as_file')}/{side}": assets for side, assets in self._assets.items()}

@@ -72,8 +72,14 @@ class ShardsConfig:
     inputs_per_shard: int = 8  # synthetic shards: whatever is kept of a fixed slice of inputs
     samples_per_shard: int = 256  # real shards
     depth: bool = False  # <key>.depth.png, 16-bit millimetres
+    depth_from: str = "drawn"  # from the label, or "sensor": the real images' own, copied from the dataset
     seg: bool = False  # <key>.seg.png, 8-bit ids
     keep_rejected: bool = True
+
+    @property
+    def sensor_depth(self) -> bool:
+        """Whether real images get the depth that the dataset measured."""
+        return self.depth and self.depth_from == "sensor"
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,8 @@ def pixel_fields(config: BuildConfig) -> dict[str, Any]:
     tree = to_dict(config) | {"select": config.select.rule()}
     if len(config.score.judges()) == 1:
         del tree["score"]["combine"]
+    if config.shards.depth_from == "drawn":  # what builds did before there was a choice
+        del tree["shards"]["depth_from"]
     del tree["screen"]["cache"]
     if not config.screen.on:
         del tree["screen"]
@@ -188,6 +196,10 @@ def check(config: BuildConfig) -> None:
     for name in ("inputs_per_shard", "samples_per_shard"):
         if getattr(config.shards, name) < 1:
             problems.append(f"shards.{name}: must be at least 1")
+    if config.shards.depth_from not in ("drawn", "sensor"):
+        problems.append(f"shards.depth_from (--depth): {config.shards.depth_from!r}; choose drawn or sensor")
+    elif config.shards.depth_from == "sensor" and not config.shards.depth:
+        problems.append("shards.depth_from: sensor means nothing without shards.depth: true")
     if config.mix.when_short not in ("repeat", "stop"):
         problems.append(f'mix.when_short: {config.mix.when_short!r} is neither "repeat" nor "stop"')
     if config.score.combine not in COMBINE_RULES:

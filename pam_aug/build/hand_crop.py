@@ -7,7 +7,7 @@ everything given in the camera or world frame (joints, poses, translations, obje
 import contextlib
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +24,7 @@ from pam_aug.render.pieces import scene_conditions
 from pam_aug.rollouts.label import in_image
 from pam_aug.rollouts.scene import Item, build_scene
 from pam_aug.schema import Camera, Hand, Sample
-from pam_aug.shards.images import decode_image
+from pam_aug.shards.images import decode_depth_mm, decode_image
 
 __all__ = ["AbsentHand", "CropOptions", "HandCrops", "crop_image", "hand_crop"]
 
@@ -71,6 +71,8 @@ class HandCrops:
         self._source, self._options = source, options
         self.name: str = source.name
         self.has_images: bool = source.has_images
+        self.has_depth: bool = getattr(source, "has_depth", False)
+        self.group_starts: Sequence[int] = getattr(source, "group_starts", ())
         self._latest: tuple[int, Item] | None = None
 
     def __len__(self) -> int:
@@ -116,6 +118,14 @@ class HandCrops:
         drawn = scene_conditions(build_scene(seen, hands))
         inside = _inside(crop, sample.camera)
         return drawn._replace(depth_m=drawn.depth_m * inside, seg=drawn.seg * inside)
+
+    def sensor_depth_png(self, slot: int) -> bytes:
+        """The sensor's depth of the crop, 16-bit millimetres: each pixel has the nearest measured one's, never a mean
+        of near and far; 0 where nothing was measured and outside the source image."""
+        whole, _, crop = self._find(slot)
+        mm = decode_depth_mm(self._source.sensor_depth_png(slot // _HANDS), whole.sample.key)
+        cut = cv2.warpAffine(mm, crop.affine, (crop.size_px, crop.size_px), flags=cv2.INTER_NEAREST)
+        return cv2.imencode(".png", cut)[1].tobytes()
 
     def _find(self, slot: int) -> tuple[Item, Hand, Crop]:
         image, number = divmod(slot, _HANDS)

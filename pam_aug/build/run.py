@@ -1,6 +1,7 @@
 """A build from start to end: plan, check everything, run the units, write the mix, say what came out."""
 
 import os
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,16 +35,20 @@ __all__ = ["Plan", "default_workers", "plan", "run_build"]
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Everything that is decided before any work: sources opened, models found, units numbered."""
+    """Everything that is decided before any work: sources opened, models found, units numbered.
+
+    `real_groups` are the real images with which a new group begins, where one worker had better do a whole group.
+    """
 
     config: BuildConfig
     real_section: dict[str, Any]
     identity: dict[str, Any]
     hands: dict[str, Any]
-    real_shards: tuple[tuple[int, ...], ...]
+    real_shards: tuple[Sequence[int], ...]
     synthetic_shards: tuple[tuple[int, ...], ...]
     notes: tuple[str, ...] = field(default=())
 
+    real_groups: Sequence[int] = ()
     @property
     def inputs(self) -> int:
         return sum(map(len, self.synthetic_shards))
@@ -91,7 +96,7 @@ def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic"), miss
         if isinstance(source, HandCrops):
             notes.append(f"each hand of {count} images is an input; inputs are counted as if every image had two")
             spread = [slot for image in spread for slot in source.slots(image)]
-        synthetic = _slices(spread, config.shards.inputs_per_shard)
+        synthetic = _slices(tuple(spread), config.shards.inputs_per_shard)
         generate = config.generate
         generator = open_backend("generators", generate.generator, generate.options, "generate.options", missing)
         versions = {judge.name: judge.version for judge in open_judges(config.score, missing)}
@@ -102,7 +107,8 @@ def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic"), miss
                 identity["screen_engine"] = engine_version()
         identity |= {"generator_version": generator.version, "estimator_version": judged_by}
 
-    real: list[tuple[int, ...]] = []
+    real: list[Sequence[int]] = []
+    groups: Sequence[int] = ()
     if "real" in parts and "shards" not in real_section:
         if not real_section and source.has_images:
             real_section = dict(config.source)
@@ -116,16 +122,23 @@ def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic"), miss
         stand_in = open_converter(real_section, "real")
         if not stand_in.has_images:
             raise ConfigError(f"real.converter: {stand_in.name} has no images; name a dataset or give --real DIR")
-        if config.shards.depth or config.shards.seg:
+        if config.shards.seg or (config.shards.depth and not config.shards.sensor_depth):
             _needs_hands(stand_in, "draw depth and segmentation")
         if isinstance(stand_in, HandCrops) and not stand_in.hand_assets() and not stand_in.has_hands():
             _needs_hands(stand_in, "crop its hands")
         notes += getattr(stand_in, "notes", ())  # what a dataset leaves out or lacks, in its own words
+        if config.shards.sensor_depth and not getattr(stand_in, "has_depth", False):
+            raise ConfigError(
+                f"{stand_in.name}: the dataset has no depth of a sensor to copy; `--depth drawn` (shards.depth_from) "
+                "draws it from the labels",
+                source=stand_in.name,
+            )
         hands |= stand_in.hand_assets()
         real = _slices(range(len(stand_in)), config.shards.samples_per_shard)
     elif "real" in parts and not list(Path(real_section["shards"]).glob("*.tar")):
         folder = real_section["shards"]
         raise ConfigError(
+        groups = getattr(stand_in, "group_starts", ())
             f"--real {folder}: holds no shard (*.tar); give the shards/ folder of a conversion", path=folder
         )
     identity |= {
@@ -133,7 +146,7 @@ def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic"), miss
         **fields,
         "real": real_section,
     }
-    return Plan(config, real_section, identity, hands, tuple(real), tuple(synthetic), tuple(notes))
+    return Plan(config, real_section, identity, hands, tuple(real), tuple(synthetic), tuple(notes), groups)
 
 
 def run_build(
@@ -171,8 +184,8 @@ def _needs_hands(source: Any, purpose: str) -> None:
         )
 
 
-def _slices(items: Sequence[int], size: int) -> list[tuple[int, ...]]:
-    return [tuple(items[i : i + size]) for i in range(0, len(items), size)]
+def _slices(items: Any, size: int) -> list[Any]:
+    return [items[i : i + size] for i in range(0, len(items), size)]  # of a range: ranges, which take no memory
 
 
 def _run_units(todo: Plan, out: Path, workers: int) -> None:
@@ -192,9 +205,13 @@ def _run_units(todo: Plan, out: Path, workers: int) -> None:
     whole_build = todo.config.select.resolved().scope == "build"
     left = Counter({s: len(indices) for s, indices in synthetic.items()})
     ready: deque[PackSynthetic] = deque()
+    grouped: dict[int, list[WriteReal]] = {}
+    if len(todo.real_groups) and workers > 1:
+        for s, indices in real.items():
+            grouped.setdefault(bisect_right(todo.real_groups, indices[0]), []).append(WriteReal(s, indices))
 
     def units() -> Iterator[Any]:
-        for s, indices in real.items():
+        for s, indices in real.items() if not grouped else ():
             yield WriteReal(s, indices)
         for s, indices in synthetic.items():
             for position, index in enumerate(indices):
@@ -204,8 +221,8 @@ def _run_units(todo: Plan, out: Path, workers: int) -> None:
 
     with LocalEngine(partial(make_worker, job), workers) as engine, Progress(total, "images") as progress:
 
-        def go(work: Iterator[Any]) -> None:
-            for outcome in engine.run(work):
+        def go(outcomes: Iterator[Any]) -> None:
+            for outcome in outcomes:
                 if isinstance(outcome, Failure):
                     if isinstance(outcome.error, BudgetExceeded):
                         _forget(out, outcome.error)
@@ -219,10 +236,12 @@ def _run_units(todo: Plan, out: Path, workers: int) -> None:
                 elif isinstance(unit, WriteReal):
                     progress.add(len(unit.indices))
 
-        go(units())
+        if grouped:
+            go(engine.run_grouped(list(grouped.values())))
+        go(engine.run(units()))
         if whole_build and synthetic:
             ready.extend(_judged_together(todo, out, synthetic))
-        go(iter(tuple(ready)))
+        go(engine.run(tuple(ready)))
 
 
 def _forget(out: Path, stop: BudgetExceeded) -> None:

@@ -28,7 +28,10 @@ from pam_aug.shards.images import decode_image
 from pam_aug.shards.manifest import write_candidates
 from pam_aug.shards.writer import LEFT_OUT, ShardWriter, shard_name
 
-__all__ = ["Job", "MakeCandidates", "PackSynthetic", "WriteReal", "make_worker"]
+__all__ = ["SENSOR_DEPTH", "Job", "MakeCandidates", "PackSynthetic", "WriteReal", "make_worker"]
+
+SENSOR_DEPTH = "depth: the sensor's, 0 and 65535 where nothing was measured"
+"""The note of samples whose depth was not drawn."""
 
 # What may go wrong with one input without ending the build: it becomes rows with a reason.
 _PER_INPUT = (SourceError, SchemaError, BackendError, UnsafeInput, ShardDamaged)  # the last: an image that is none
@@ -48,7 +51,7 @@ class WriteReal:
     """Write real shard `shard` from the items `indices` of the real converter. Result: the shard's counts."""
 
     shard: int
-    indices: tuple[int, ...]
+    indices: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ class Worker:
 
     def _write_real(self, unit: WriteReal) -> dict[str, int]:
         path = shards_folder(self._out) / shard_name("real", unit.shard)
-        hands = self._real.hand_assets()
+        hands, measured = self._real.hand_assets(), self._config.shards.sensor_depth
         failed: list[FailedImage] = []
         self._streak.shards.append(unit.shard)
         with ShardWriter(path, "real") as shard:
@@ -130,10 +133,11 @@ class Worker:
                         item = self._real.item(number)
                         key = item.sample.key
                         extras = self._extras(
-                            lambda number=number, item=item: self._real_conditions(number, item, hands)
+                            lambda number=number, item=item: self._real_conditions(number, item, hands),
+                            functools.partial(self._real.sensor_depth_png, number) if measured else None,
                         )
                         digest = item.image_sha256 or hashlib.sha256(item.image).hexdigest()
-                        sample = _with_image_hash(item.sample, digest)
+                        sample = _with_provenance(item.sample, digest, SENSOR_DEPTH if measured else "")
                         shard.add(sample, item.image, _suffix(item.image), extras, digest)
                         self._streak.ended()
                     except AbsentHand:
@@ -152,16 +156,14 @@ class Worker:
             return self._real.conditions(number, hands)
         return scene_conditions(build_scene(item, hands))
 
-    def _extras(self, draw: Callable[[], Conditions]) -> dict[str, bytes]:
-        shards = self._config.shards
-        if not (shards.depth or shards.seg):
-            return {}
-        conditions = draw()
+    def _extras(self, draw: Callable[[], Conditions], measured: Callable[[], bytes] | None = None) -> dict[str, bytes]:
+        """What goes beside an image: drawn where it is asked for, except depth that was `measured`."""
+        shards, drawn = self._config.shards, functools.cache(draw)
         extras: dict[str, bytes] = {}
         if shards.depth:
-            extras["depth.png"] = depth_png(conditions.depth_m)
+            extras["depth.png"] = measured() if measured else depth_png(drawn().depth_m)
         if shards.seg:
-            extras["seg.png"] = seg_png(conditions.seg)
+            extras["seg.png"] = seg_png(drawn().seg)
         return extras
 
     # -------------------------------------------------------------------------------------------------- synthetic half
@@ -305,10 +307,12 @@ class Worker:
         return replace(sample, key=row.key, synthetic=True, generation=generation, score=score_of(row))
 
 
-def _with_image_hash(sample: Sample, image_sha256: str) -> Sample:
-    if sample.source.image_sha256:
+def _with_provenance(sample: Sample, image_sha256: str, note: str) -> Sample:
+    source = sample.source
+    if source.image_sha256 and not note:
         return sample
-    return replace(sample, source=replace(sample.source, image_sha256=image_sha256))
+    notes = (*source.notes, note) if note else source.notes
+    return replace(sample, source=replace(source, image_sha256=source.image_sha256 or image_sha256, notes=notes))
 
 
 def _screened(row: ScreenRow) -> str:

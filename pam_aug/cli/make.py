@@ -70,7 +70,13 @@ def convert(
     crop: Annotated[str | None, typer.Option(help='"hand": a square crop per hand instead of whole images.')] = None,
     crop_size: Annotated[int | None, typer.Option(help="Width and height of a crop, pixels (256).")] = None,
     crop_enlarge: Annotated[float | None, typer.Option(help="Crop side over the joints' box (1.5).")] = None,
-    depth: Annotated[bool, typer.Option("--depth", help="Write a depth map beside each image.")] = False,
+    depth: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[drawn|sensor]",
+            help="Write depth beside each image: drawn from its label, or the dataset's own as it was measured.",
+        ),
+    ] = None,
     seg: Annotated[bool, typer.Option("--seg", help="Write a segmentation beside each image.")] = False,
     workers: Workers = -1,
     set_: Set = None,
@@ -84,7 +90,8 @@ def convert(
         "source.crop": crop,
         "source.crop_size": crop_size,
         "source.crop_enlarge": crop_enlarge,
-        "shards.depth": depth or None,
+        "shards.depth": None if depth is None else True,
+        "shards.depth_from": depth,
         "shards.seg": seg or None,
     }
     overrides = [*overrides_of(named, options), *(set_ or [])]

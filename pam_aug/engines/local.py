@@ -1,16 +1,18 @@
 """Units of work on this machine's cores: worker processes that keep their models, results as they finish."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import connection
 from typing import Any
 
+from pam_aug.engines.lanes import Lanes
 from pam_aug.errors import BackendError, PamAugError
 
 __all__ = ["Failure", "LocalEngine"]
@@ -46,10 +48,7 @@ class LocalEngine:
     def __enter__(self) -> "LocalEngine":
         if self._workers > 0:
             os.environ.update(dict.fromkeys(_ONE_THREAD, "1"))
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(
-                self._workers, mp_context=context, initializer=_start_worker, initargs=(self._make_work,)
-            )
+            self._pool = self._new_pool(self._workers)
         else:
             _start_here(self._make_work)
         return self
@@ -77,28 +76,73 @@ class LocalEngine:
                     yield Failure(unit, error)
             return
         waiting: dict[Future[Any], Any] = {}
-        try:
+        with _deaths_told():
             for unit in units:
                 waiting[self._pool.submit(_do, unit)] = unit
                 if len(waiting) >= 2 * self._workers:
                     yield from _finished(waiting)
             while waiting:
                 yield from _finished(waiting)
-        except BrokenProcessPool as error:
-            raise BackendError(
-                "a worker process died (killed, or out of memory); what was finished is kept: run the same command "
-                "again to go on, with fewer --workers if memory is short"
-            ) from error
+
+    def run_grouped(self, groups: Sequence[Sequence[Any]]) -> Iterator[tuple[Any, Any] | Failure]:
+        """As `run`, a group's units in order and by one worker as far as that leaves none idle, see `Lanes`.
+
+        For units that share what a worker opens once and keeps. The worker processes are others than those of `run`,
+        and end with this call.
+        """
+        if self._pool is None:
+            yield from self.run(unit for group in groups for unit in group)
+            return
+        lanes = Lanes(groups, self._workers)
+        pools = [self._new_pool(1) for _ in range(self._workers)]
+        waiting: dict[Future[Any], tuple[int, Any]] = {}
+
+        def submit(worker: int) -> None:
+            unit = lanes.take(worker)
+            if unit is not None:
+                waiting[pools[worker].submit(_do, unit)] = worker, unit
+
+        try:
+            with _deaths_told():
+                for worker in [*range(self._workers)] * 2:  # one under way, one waiting
+                    submit(worker)
+                while waiting:
+                    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        worker, unit = waiting.pop(future)
+                        submit(worker)
+                        yield _outcome(unit, future)
+        finally:
+            for pool in pools:
+                pool.shutdown(wait=not waiting, cancel_futures=True)
+
+    def _new_pool(self, workers: int) -> ProcessPoolExecutor:
+        context = multiprocessing.get_context("spawn")
+        return ProcessPoolExecutor(workers, mp_context=context, initializer=_start_worker, initargs=(self._make_work,))
+
+
+@contextlib.contextmanager
+def _deaths_told() -> Iterator[None]:
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise BackendError(
+            "a worker process died (killed, or out of memory); what was finished is kept: run the same command "
+            "again to go on, with fewer --workers if memory is short"
+        ) from error
 
 
 def _finished(waiting: dict[Future[Any], Any]) -> Iterator[tuple[Any, Any] | Failure]:
     done, _ = wait(waiting, return_when=FIRST_COMPLETED)
     for future in done:
-        unit = waiting.pop(future)
-        try:
-            yield unit, future.result()
-        except PamAugError as error:
-            yield Failure(unit, error)
+        yield _outcome(waiting.pop(future), future)
+
+
+def _outcome(unit: Any, future: Future[Any]) -> tuple[Any, Any] | Failure:
+    try:
+        return unit, future.result()
+    except PamAugError as error:
+        return Failure(unit, error)
 
 
 def _start_worker(make_work: Callable[[], Callable[[Any], Any]]) -> None:

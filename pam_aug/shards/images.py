@@ -10,12 +10,13 @@ from jaxtyping import UInt, UInt8
 
 from pam_aug.errors import ShardDamaged, UnsafeInput
 
-__all__ = ["MAX_PIXELS", "Suffix", "decode_image", "decode_plane", "image_size"]
+__all__ = ["MAX_PIXELS", "Suffix", "decode_depth_mm", "decode_image", "decode_plane", "image_size"]
 
 MAX_PIXELS = 20_000_000
 Suffix = Literal["jpg", "png"]
 
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+_NO_DEPTH_EITHER = 65535
 
 
 def image_size(data: bytes, suffix: Suffix, where: str) -> tuple[int, int]:
@@ -75,6 +76,15 @@ def decode_plane(data: bytes, dtype: type[np.uint8] | type[np.uint16], where: st
     if not wanted or decoded is None or decoded.shape != (height, width) or decoded.dtype != dtype:
         raise ShardDamaged(f"{where}: not a grey {np.dtype(dtype).name} PNG", where=where)
     return decoded
+
+
+def decode_depth_mm(data: bytes, where: str) -> UInt[np.ndarray, "H W"]:
+    """Depth (z) in whole millimetres, uint16, 0 where there is none: a sensor's files have 65535 there as well.
+
+    Raises as `decode_plane`.
+    """
+    plane = decode_plane(data, np.uint16, where)
+    return np.where(plane == _NO_DEPTH_EITHER, np.uint16(0), plane)
 
 
 def _png_header(data: bytes, where: str) -> tuple[int, int, int, int]:
