@@ -47,8 +47,8 @@ class Plan:
     real_shards: tuple[Sequence[int], ...]
     synthetic_shards: tuple[tuple[int, ...], ...]
     notes: tuple[str, ...] = field(default=())
-
     real_groups: Sequence[int] = ()
+
     @property
     def inputs(self) -> int:
         return sum(map(len, self.synthetic_shards))
@@ -124,21 +124,21 @@ def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic"), miss
             raise ConfigError(f"real.converter: {stand_in.name} has no images; name a dataset or give --real DIR")
         if config.shards.seg or (config.shards.depth and not config.shards.sensor_depth):
             _needs_hands(stand_in, "draw depth and segmentation")
-        if isinstance(stand_in, HandCrops) and not stand_in.hand_assets() and not stand_in.has_hands():
-            _needs_hands(stand_in, "crop its hands")
-        notes += getattr(stand_in, "notes", ())  # what a dataset leaves out or lacks, in its own words
         if config.shards.sensor_depth and not getattr(stand_in, "has_depth", False):
             raise ConfigError(
                 f"{stand_in.name}: the dataset has no depth of a sensor to copy; `--depth drawn` (shards.depth_from) "
                 "draws it from the labels",
                 source=stand_in.name,
             )
+        if isinstance(stand_in, HandCrops) and not stand_in.hand_assets() and not stand_in.has_hands():
+            _needs_hands(stand_in, "crop its hands")
+        notes += getattr(stand_in, "notes", ())  # what a dataset leaves out or lacks, in its own words
         hands |= stand_in.hand_assets()
         real = _slices(range(len(stand_in)), config.shards.samples_per_shard)
+        groups = getattr(stand_in, "group_starts", ())
     elif "real" in parts and not list(Path(real_section["shards"]).glob("*.tar")):
         folder = real_section["shards"]
         raise ConfigError(
-        groups = getattr(stand_in, "group_starts", ())
             f"--real {folder}: holds no shard (*.tar); give the shards/ folder of a conversion", path=folder
         )
     identity |= {
@@ -202,13 +202,13 @@ def _run_units(todo: Plan, out: Path, workers: int) -> None:
     candidates = todo.config.generate.candidates
     total = sum(map(len, real.values())) + candidates * sum(map(len, synthetic.values()))
     job = Job(todo.config, todo.real_section, out)
-    whole_build = todo.config.select.resolved().scope == "build"
-    left = Counter({s: len(indices) for s, indices in synthetic.items()})
-    ready: deque[PackSynthetic] = deque()
     grouped: dict[int, list[WriteReal]] = {}
     if len(todo.real_groups) and workers > 1:
         for s, indices in real.items():
             grouped.setdefault(bisect_right(todo.real_groups, indices[0]), []).append(WriteReal(s, indices))
+    whole_build = todo.config.select.resolved().scope == "build"
+    left = Counter({s: len(indices) for s, indices in synthetic.items()})
+    ready: deque[PackSynthetic] = deque()
 
     def units() -> Iterator[Any]:
         for s, indices in real.items() if not grouped else ():
