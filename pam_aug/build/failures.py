@@ -6,11 +6,12 @@ Candidates that failed are rows of `candidates/`. A real image that failed has n
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from pam_aug.errors import BudgetExceeded, ShardDamaged
-from pam_aug.shards.atomic import storage_errors, write_atomic
+from pam_aug.errors import BudgetExceeded
+from pam_aug.shards.atomic import storage_errors
+from pam_aug.shards.tables import read_rows, write_rows
 
 __all__ = ["FailedImage", "Streak", "count_failures", "read_failures", "write_failures"]
 
@@ -61,30 +62,16 @@ class Streak:
 
 def write_failures(path: Path, rows: Sequence[FailedImage]) -> None:
     """The table of a shard's failed images; none is written where none failed. Raises StorageError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    with storage_errors(path):
-        if not rows:
+    if rows:
+        write_rows(path, FailedImage, rows)
+    else:
+        with storage_errors(path):
             path.unlink(missing_ok=True)  # of an earlier try at this shard
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-    types = {int: pa.int64(), str: pa.string()}
-    schema = pa.schema([(f.name, types[f.type]) for f in fields(FailedImage)])  # type: ignore[index]
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([asdict(row) for row in rows], schema), sink)
-    write_atomic(path, sink.getvalue().to_pybytes())
 
 
 def read_failures(path: Path) -> list[FailedImage]:
     """The rows that `write_failures` wrote. Raises ShardDamaged for a file of another content."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        return [FailedImage(**row) for row in pq.read_table(path).to_pylist()]
-    except (OSError, pa.ArrowException, TypeError) as error:
-        raise ShardDamaged(f"{path}: not a table of failures ({error})", path=str(path)) from error
+    return read_rows(path, FailedImage, "failures")
 
 
 def count_failures(paths: Sequence[Path]) -> str:

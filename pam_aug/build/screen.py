@@ -3,7 +3,7 @@
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,12 @@ from pam_aug.build.config import BuildConfig, open_converter
 from pam_aug.build.progress import Progress
 from pam_aug.config import resolve
 from pam_aug.engines import Failure, LocalEngine
-from pam_aug.errors import ConfigError, SchemaError, ShardDamaged, SourceError, UnsafeInput
+from pam_aug.errors import ConfigError, SchemaError, SourceError, UnsafeInput
 from pam_aug.rollouts.physics import PhysicsSummary, summarize
 from pam_aug.rollouts.scene import LeftOut, build_scene
 from pam_aug.rollouts.screening import ScreenConfig, Screener, ScreenRow, failed_row
 from pam_aug.schema import make_key
-from pam_aug.shards.atomic import storage_errors, write_atomic
+from pam_aug.shards.tables import read_rows, write_rows
 
 __all__ = ["Screening", "read_screening", "screen_named", "screen_source", "write_screening"]
 
@@ -108,34 +108,12 @@ def screen_named(
 
 def write_screening(path: Path, rows: Sequence[ScreenRow]) -> None:
     """The rows as a parquet table, one column per field of ScreenRow. Raises StorageError."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=_arrow_schema())
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, sink.getvalue().to_pybytes())
+    write_rows(path, ScreenRow, rows)
 
 
 def read_screening(path: Path) -> list[ScreenRow]:
     """The rows that `write_screening` wrote. Raises ShardDamaged for a file of another content."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(path)
-        return [ScreenRow(**row) for row in table.to_pylist()]
-    except (OSError, pa.ArrowException, TypeError) as error:
-        raise ShardDamaged(f"{path}: not a screening table ({error})", path=str(path)) from error
-
-
-def _arrow_schema() -> Any:
-    import pyarrow as pa
-
-    types = {str: pa.string(), bool: pa.bool_(), float: pa.float64(), int: pa.int64()}
-    return pa.schema([(f.name, types[f.type]) for f in fields(ScreenRow)])  # type: ignore[index]
+    return read_rows(path, ScreenRow, "screened inputs")
 
 
 def _make_work(section: Mapping[str, Any], config: ScreenConfig) -> Callable[[int], ScreenRow | None]:

@@ -1,7 +1,6 @@
 """The tables beside the shards: `mix.json`, `manifest.parquet`, `candidates/*.parquet` and the dataset card."""
 
 import hashlib
-import io
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -15,6 +14,7 @@ from pam_aug.schema import Candidate, Judgement, Verdict
 from pam_aug.shards.atomic import create_temporary, fsync_folder, storage_errors, temporary_path, write_atomic
 from pam_aug.shards.files import Place, place, read_whole
 from pam_aug.shards.reader import ShardReader, read_marker
+from pam_aug.shards.tables import arrow_schema, not_a_table, read_table, write_table
 from pam_aug.shards.writer import ShardKind
 from pam_aug.versions import SCHEMA_VERSION, check_version
 
@@ -25,6 +25,7 @@ __all__ = [
     "candidate_from_row",
     "candidate_rows",
     "collect_shards",
+    "manifest_is_of",
     "mix_from_tree",
     "read_candidates",
     "read_mix",
@@ -147,20 +148,12 @@ def write_candidates(path: Path, candidates: Sequence[Candidate]) -> None:
 
     The column `judgements` is there where several estimators judged together.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    rows = [{**asdict(c), **asdict(c.verdict)} for c in candidates]
-    columns = [(n, _ARROW[t]) for n, t in _CANDIDATE_COLUMNS.items()]
+    columns: dict[str, Any] = dict(_CANDIDATE_COLUMNS)
     if any(c.judgements for c in candidates):
-        judgement = pa.struct([(f.name, _ARROW[f.type]) for f in fields(Judgement)])  # type: ignore[index]
-        columns.append((_JUDGEMENTS, pa.list_(judgement)))
-    buffer = io.BytesIO()
-    schema = pa.schema(columns, metadata={_VERSION: str(SCHEMA_VERSION)})
-    pq.write_table(pa.Table.from_pylist([{n: r[n] for n, _ in columns} for r in rows], schema), buffer)
-    with storage_errors(path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, buffer.getvalue())
+        columns[_JUDGEMENTS] = _judgements_type()
+    rows = [{**asdict(c), **asdict(c.verdict)} for c in candidates]
+    schema = arrow_schema(columns, {_VERSION: str(SCHEMA_VERSION)})
+    write_table(path, [{name: row[name] for name in columns} for row in rows], schema)
 
 
 def read_candidates(path: Path) -> list[Candidate]:
@@ -175,15 +168,11 @@ def read_candidates(path: Path) -> list[Candidate]:
 
 def candidate_rows(path: Path) -> tuple[int, list[dict[str, Any]]]:
     """(schema version, rows as they are) of a table of candidates. Raises ShardDamaged for another content."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    schema, rows = read_table(path, _CANDIDATES)
     try:
-        file = pq.ParquetFile(path)
-        # The first tables did not say their version.
-        return int((file.schema_arrow.metadata or {}).get(_VERSION, b"1")), file.read().to_pylist()
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise _no_candidates(str(path), error) from error
+        return int((schema.metadata or {}).get(_VERSION, b"1")), rows  # the first tables did not say their version
+    except ValueError as error:
+        raise not_a_table(path, _CANDIDATES, error) from error
 
 
 def candidate_from_row(row: dict[str, Any], where: str) -> Candidate:
@@ -196,14 +185,10 @@ def candidate_from_row(row: dict[str, Any], where: str) -> Candidate:
             **named,
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise _no_candidates(where, error) from error
+        raise not_a_table(where, _CANDIDATES, error) from error
 
 
-def _no_candidates(where: str, error: Exception) -> ShardDamaged:
-    return ShardDamaged(f"{where}: not a table of candidates ({error})", path=where)
-
-
-def write_manifest(path: Path, shards: Iterable[Path]) -> int:
+def write_manifest(path: Path, shards: Iterable[Place]) -> int:
     """`manifest.parquet`: one row per sample, in the order of the shards. Returns the number of rows.
 
     One shard is in memory at a time. `image_sha256` is of the image in the shard; errors are -1 where none was scored.
@@ -212,7 +197,7 @@ def write_manifest(path: Path, shards: Iterable[Path]) -> int:
     import pyarrow.parquet as pq
 
     path, total = Path(path), 0
-    schema = pa.schema([(n, _ARROW[t]) for n, t in _MANIFEST_COLUMNS.items()])
+    schema = arrow_schema(_MANIFEST_COLUMNS)
     temporary = temporary_path(path)
     with storage_errors(path):
         try:
@@ -233,7 +218,30 @@ def write_manifest(path: Path, shards: Iterable[Path]) -> int:
     return total
 
 
-_ARROW: dict[type, Any] = {str: "string", int: "int64", float: "float64", bool: "bool"}
+def manifest_is_of(path: Path, shards: Iterable[Place]) -> bool:
+    """Whether the file is what `write_manifest` writes of these shards; a shard at a time. Raises as the reader does
+    where a shard is damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = arrow_schema(_MANIFEST_COLUMNS)
+    try:
+        with pq.ParquetFile(path) as file:
+            groups = iter(range(file.num_row_groups))
+            if not file.schema_arrow.equals(schema):
+                return False
+            for rows in map(_manifest_rows, shards):
+                group = next(groups, None) if rows else None
+                if rows and (group is None or file.metadata.row_group(group).num_rows != len(rows)):
+                    return False
+                if group is not None and not file.read_row_group(group).equals(pa.Table.from_pylist(rows, schema)):
+                    return False
+            return next(groups, None) is None
+    except (pa.ArrowException, OSError, ValueError):
+        return False
+
+
+_CANDIDATES = "candidates"
 _CANDIDATE_COLUMNS: dict[str, type] = {
     **{"input_key": str, "index": int, "seed": int, "generator": str, "estimator": str},
     **{"err_mm": float, "pa_err_mm": float, "err_2d": float, "mask_iou": float, "failure": str},
@@ -250,7 +258,13 @@ _MANIFEST_COLUMNS: dict[str, type] = {
 }
 
 
-def _manifest_rows(path: Path) -> list[dict[str, Any]]:
+def _judgements_type() -> Any:
+    import pyarrow as pa
+
+    return pa.list_(pa.struct(list(arrow_schema({f.name: f.type for f in fields(Judgement)}))))
+
+
+def _manifest_rows(path: Place) -> list[dict[str, Any]]:
     rows = []
     with ShardReader(path) as reader:
         hashes = (reader.marker or {}).get("image_sha256", [])  # markers of the first version do not have it
