@@ -27,6 +27,8 @@ from pam_aug.mix_order import Schedule, parse_ratio
 from pam_aug.mix_sources import SourceItems, open_mix
 from pam_aug.schema import Sample, check_key
 from pam_aug.shards.atomic import storage_errors, write_atomic
+from pam_aug.shards.card import dataset_card
+from pam_aug.shards.files import inside
 from pam_aug.shards.manifest import Mix, read_mix, write_mix
 from pam_aug.shards.reader import ShardReader, read_marker
 from pam_aug.shards.verify import check_hash
@@ -86,7 +88,8 @@ def change_mix(
 ) -> Mixed:
     """Rewrites the `mix.json` of a folder with another ratio or window, once that is known to be readable.
 
-    `window_shards` W reads W shards of a source at a time, for slow disks and URLs; 0 shuffles over all of them.
+    `window_shards` W reads W shards of a source at a time, for slow disks and URLs; 0 shuffles over all of them. The
+    card, where there is one, tells of the new mix.
 
     Raises ConfigError for a ratio that the folder's shards cannot give, ShardDamaged where they are not as mixed.
     """
@@ -98,6 +101,9 @@ def change_mix(
     numbers = _numbers(mix, open_mix(mix, folder)[1])
     if not dry_run:
         write_mix(folder / "mix.json", mix)
+        if (folder / "card.md").is_file() and (folder / "manifest.parquet").is_file():
+            card = dataset_card(folder.resolve().name, mix, folder / "manifest.parquet")
+            write_atomic(folder / "card.md", card.encode())
     return numbers
 
 
@@ -133,7 +139,7 @@ def materialize(
         return result
     for source in mix.sources:
         for shard in source.shards:
-            check_hash(folder / shard.path, shard.sha256)  # or a flipped bit would be written under a new hash
+            check_hash(inside(folder, shard.path), shard.sha256)  # or a flipped bit would be written under a new hash
     _claim(out, _identity(mix, epochs, samples_per_shard))
     extras = _common_extras(mix, folder)
     items = _named_items(sources, schedule, total)
@@ -204,10 +210,11 @@ def _tagged(key: str, tag: str) -> str:
 def _check_markers(mix: Mix, folder: Path) -> None:
     for source in mix.sources:
         for shard in source.shards:
-            marker = read_marker(folder / shard.path)
+            path = inside(folder, shard.path)
+            marker = read_marker(path)
             if marker is None or marker["sha256"] != shard.sha256:
                 raise ShardDamaged(
-                    f"{folder / shard.path}: is missing or another shard than the one in mix.json: build it again",
+                    f"{path}: is missing or another shard than the one in mix.json: build it again",
                     path=shard.path,
                 )
 
@@ -223,7 +230,7 @@ def _common_extras(mix: Mix, folder: Path) -> tuple[str, ...]:
     for source in mix.sources:
         for shard in source.shards if parse_ratio(source.share) else ():
             if shard.samples:
-                with ShardReader(folder / shard.path) as reader:
+                with ShardReader(inside(folder, shard.path)) as reader:
                     common &= set(reader.extras(0))
     return tuple(sorted(common))
 

@@ -4,6 +4,7 @@ import functools
 import gc
 import http.server
 import os
+import tempfile
 import threading
 from pathlib import Path
 
@@ -13,13 +14,15 @@ import pytest
 from test_mix import keys_of, mixed
 from test_shards import write_shard
 
+from pam_aug.cli import main
 from pam_aug.errors import AssetMissing, ConfigError, PamAugError, ShardDamaged, UnsafeInput
+from pam_aug.materialize import materialize
 from pam_aug.mix import MixedDataset
 from pam_aug.report.page import write_report
 from pam_aug.shards.files import RemotePath, place, read_whole
 from pam_aug.shards.manifest import read_mix
 from pam_aug.shards.reader import ShardReader
-from pam_aug.shards.verify import verify
+from pam_aug.shards.verify import Report, verify
 
 
 @pytest.fixture
@@ -184,11 +187,71 @@ def test_urls_that_are_not_read():
     assert str((at / "real-00000.tar").with_suffix(".idx")) == "s3://bucket/out/real-00000.idx"
 
 
-@pytest.mark.parametrize("work", [verify, write_report])
-def test_what_reads_every_file_asks_for_local_ones(work):
+def test_a_report_asks_for_local_files():
     for url in ("https://host/out", Path("https://host/out"), "memory://out"):
         with pytest.raises(ConfigError, match=r"is a URL, and .* needs local files"):
-            work(url)
+            write_report(url)
+
+
+def counts(report: Report) -> tuple[int, int, int, list[str]]:
+    return report.shards, report.samples, report.hands, [p.message for p in report.damaged]
+
+
+def test_a_mix_or_a_shard_at_a_url_is_verified(folder, memory, serve, monkeypatch, capsys):
+    wanted = (3, 15, 19, [])
+    assert counts(verify(folder)) == wanted
+    told: list[int] = []
+    assert counts(verify(memory[0], progress=told.append)) == wanted
+    assert told == [1, 1, 1]
+    url = serve(Ranges)
+    assert counts(verify(f"{url}/mix.json")) == wanted
+    assert counts(verify(f"{url}/shards/syn-00000.tar")) == (1, 6, 6, [])
+    assert counts(verify(f"file://{folder}")) == wanted
+    with pytest.raises(ConfigError, match="not written anew"):
+        verify(memory[0], rebuild=True)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        verify("memory://nowhere")
+    with pytest.raises(ConfigError, match="is no folder"):
+        verify(Path("https://host/out"))  # a path cannot hold a URL
+    monkeypatch.setattr("sys.argv", ["pam-aug", "verify", memory[0]])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 0
+    assert "3 shards, 15 samples, 19 hands: whole" in capsys.readouterr().out
+
+
+def test_damage_at_a_url_is_found_and_named(memory, monkeypatch, tmp_path):
+    """Each file of a shard, flipped or gone; no temporary file stays."""
+    url, files = memory
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "copies"))
+    (tmp_path / "copies").mkdir()
+    for suffix, at in (("tar", 700), ("tar", 3000), ("json", 60), ("idx", 200)):
+        name = f"/data/shards/real-00001.{suffix}"
+        whole = files.cat_file(name)
+        files.pipe(name, whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert "real-00001" in verify(url).damaged[0].message
+        files.rm(name)
+        assert "real-00001" in verify(url).damaged[0].message
+        files.pipe(name, whole)
+    name, text = "/data/mix.json", files.cat_file("/data/mix.json")
+    files.pipe(name, text.replace(b'"sha256": "', b'"sha256": "f', 1))
+    assert "run the mix again" in verify(url).damaged[0].message
+    files.pipe(name, text)
+    assert verify(url).ok
+    assert list((tmp_path / "copies").iterdir()) == []
+
+
+def test_a_local_mix_may_name_shards_at_a_url(folder, memory, tmp_path):
+    text = (folder / "mix.json").read_text().replace('"shards/', f'"{memory[0]}/shards/')
+    (tmp_path / "mix.json").write_text(text)
+    assert keys_of(MixedDataset(tmp_path, 5)) == keys_of(MixedDataset(folder, 5))
+    report = verify(tmp_path)
+    assert report.ok
+    assert report.elsewhere == [f"{memory[0]}/shards/{n}.tar" for n in ("real-00000", "real-00001", "syn-00000")]
+    assert materialize(tmp_path, tmp_path / "written", samples_per_shard=10).samples == len(
+        keys_of(MixedDataset(folder, 5))
+    )
+    assert verify(tmp_path / "written").ok
 
 
 def test_caps_and_missing_packages(memory, monkeypatch):

@@ -14,11 +14,13 @@ from test_shards import SIZE, make_jpeg, make_sample, png_header, write_shard
 
 from pam_aug.errors import ConfigError, PamAugError, ShardDamaged
 from pam_aug.schema import Candidate, Verdict
+from pam_aug.shards.card import dataset_card, write_card
 from pam_aug.shards.manifest import (
     Mix,
     MixSource,
     collect_shards,
     read_candidates,
+    read_mix,
     write_candidates,
     write_manifest,
     write_mix,
@@ -34,6 +36,7 @@ def folder(tmp_path) -> Path:
     write_shard(tmp_path / "shards" / "syn-00000.tar", range(2), synthetic=True)
     sources = [MixSource(name, "1/2", collect_shards(tmp_path / "shards", name, tmp_path)) for name in ("real", "syn")]
     write_mix(tmp_path / "mix.json", Mix(tuple(sources)))
+    write_card(tmp_path, read_mix(tmp_path))
     return tmp_path
 
 
@@ -63,6 +66,27 @@ def test_every_flipped_bit_is_found(tmp_path):
         assert [p.path for p in report.damaged] == [path], place
     with pytest.raises(ShardDamaged, match=r"real-00000\.tar"):
         report.raise_if_damaged()
+
+
+def test_a_flipped_bit_of_an_index_never_becomes_a_label(tmp_path):
+    """The rows are read as they were written, from the index or, where its header is not of the shard, from the tar."""
+    path = write_shard(tmp_path / "real-00000.tar", range(3))
+    index = index_path(path)
+    whole, wanted = index.read_bytes(), ShardReader(path).rows.tobytes()
+    for place in range(0, len(whole), 7):
+        raw = bytearray(whole)
+        raw[place] ^= 1 << place % 8
+        index.write_bytes(raw)
+        with ShardReader(path) as reader:
+            if place < 64:  # the header
+                assert b"".join(reader.row(i).tobytes() for i in range(reader.hands)) == wanted
+            else:
+                with pytest.raises(ShardDamaged, match=r"real-00000\.idx: row \d changed.*--rebuild"):
+                    list(map(reader.row, range(reader.hands)))
+                with pytest.raises(ShardDamaged, match="--rebuild"):
+                    reader.key_column()
+        if place % 5 == 0:
+            assert [p.path for p in verify(tmp_path).damaged] == [path]
 
 
 def test_every_cut_is_found(tmp_path):
@@ -119,7 +143,8 @@ def test_markers_and_mix_must_agree_with_the_shards(folder):
     path = folder / "shards" / "real-00000.tar"
     good = marker_path(path).read_bytes()
     marker = orjson.loads(good)
-    for change in ({"keys": marker["keys"][::-1]}, {"counts": {"samples": 4, "hands": 6}}, {"counts": {"samples": 3}}):
+    changes = ({"keys": marker["keys"][::-1]}, {"counts": {"samples": 4, "hands": 6}}, {"counts": {"samples": 3}})
+    for change in (*changes, {"image_sha256": ["0" * 64] * 3}):
         marker_path(path).write_bytes(orjson.dumps(marker | change))
         assert "not those of the shard" in messages(folder)
     for wrong in (b"", b"[]", b"{}", good.replace(b'"bytes"', b'"bites"')):
@@ -145,6 +170,56 @@ def test_the_index_is_rebuilt(folder):
         assert path.read_bytes() == good
     path.unlink()
     assert "--rebuild" in messages(folder)
+
+
+def test_the_manifest_and_card_are_rebuilt(folder):
+    path, card = folder / "manifest.parquet", folder / "card.md"
+    good, text = path.read_bytes(), card.read_bytes()
+    few = sorted((folder / "shards").glob("*.tar"))[:1]
+    for change in (
+        lambda: path.write_bytes(good[:-20]),
+        lambda: write_manifest(path, few),
+        lambda: path.write_bytes(b""),
+    ):
+        change()
+        assert "manifest.parquet: is not of the mix's shards" in messages(folder)
+        assert verify(folder, rebuild=True).rebuilt == [path, card]
+        assert (path.read_bytes(), card.read_bytes()) == (good, text)
+        assert verify(folder).ok
+    path.unlink()  # which somebody may have wanted
+    assert verify(folder).ok
+    assert verify(folder, rebuild=True).rebuilt == [path, card]
+
+
+def test_one_shard_or_the_mix_may_be_named(folder):
+    tar = folder / "shards" / "real-00000.tar"
+    assert (verify(tar).shards, verify(tar).samples) == (1, 3)
+    assert verify(folder / "mix.json").samples == 5
+    marker_path(tar).unlink()
+    assert "no commit marker" in messages(tar)
+    assert "real-00009.tar: is missing" in messages(folder / "shards" / "real-00009.tar")
+
+
+def test_shards_of_the_mix_in_other_folders_are_named(folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    write_mix(other / "mix.json", Mix((MixSource("real", "1", collect_shards(folder / "shards", "real", other)),)))
+    report = verify(other)
+    assert report.ok
+    assert report.elsewhere == [str(folder / "shards" / "real-00000.tar")]
+    assert f"not read     shards of the mix in {folder}/shards: verify that folder as well" in report.as_text()
+
+
+def test_an_index_of_the_first_form_is_read_and_made_anew(folder):
+    path = folder / "shards" / "real-00000.tar"
+    good = index_path(path).read_bytes()
+    rows = ShardReader(path).derive_rows()
+    header = b"PAMIDX1\0" + good[8:56] + rows.dtype.itemsize.to_bytes(8, "little")
+    index_path(path).write_bytes(header + rows.tobytes())
+    with ShardReader(path) as reader:
+        assert reader.has_index
+        assert reader.row(3).tobytes() == rows[3].tobytes()
+    assert verify(folder, rebuild=True).rebuilt == [index_path(path)]
+    assert index_path(path).read_bytes() == good
 
 
 def test_a_key_in_two_shards_is_damage(folder):
@@ -223,14 +298,13 @@ def test_the_manifest_has_a_row_per_sample(folder):
 
 
 def test_the_card_counts_what_the_manifest_holds(folder):
-    from pam_aug.shards.card import dataset_card
-    from pam_aug.shards.manifest import read_mix
-
     write_manifest(folder / "manifest.parquet", sorted((folder / "shards").glob("*.tar")))
     text = dataset_card("demo-build", read_mix(folder), folder / "manifest.parquet")
-    assert "| of the source | demo | - | CC0 | 3 | 6 |" in text
-    assert "| generated | demo | - | CC0 | 2 | 2 |" in text
+    sizes = [sum(len(make_jpeg(n)) for n in range(count)) / 1e6 for count in (3, 2)]
+    assert f"| of the source | demo | - | - | 32 × 32 | 3 | 6 | {sizes[0]:.1f} | - | CC0 |" in text
+    assert f"| generated | demo | - | - | 32 × 32 | 2 | 2 | {sizes[1]:.1f} | - | CC0 |" in text
     assert "| syn | 1/2 | 1 | 1 | 2 | 2 |" in text
+    assert "one pass over the hands of `real`" in text
     assert text == dataset_card("demo-build", read_mix(folder), folder / "manifest.parquet")
 
 

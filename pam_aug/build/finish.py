@@ -13,9 +13,8 @@ from pam_aug.errors import BudgetExceeded, ConfigError
 from pam_aug.mix_order import parse_ratio
 from pam_aug.report.page import write_report
 from pam_aug.report.summary import Summary, summarise
-from pam_aug.shards.atomic import write_atomic
-from pam_aug.shards.card import dataset_card
-from pam_aug.shards.manifest import Mix, MixShard, MixSource, collect_shards, write_manifest, write_mix
+from pam_aug.shards.card import write_card
+from pam_aug.shards.manifest import Mix, MixShard, MixSource, collect_shards, write_mix
 from pam_aug.shards.reader import read_marker
 from pam_aug.shards.writer import LEFT_OUT
 
@@ -84,8 +83,7 @@ def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, .
     ]
     mix = Mix(tuple(s for s in sources if s.shards), seed=config.mix.seed, when_short=config.mix.when_short)
     write_mix(out / "mix.json", mix)
-    write_manifest(out / "manifest.parquet", [out / s.path for source in sources for s in source.shards])
-    write_atomic(out / "card.md", dataset_card(out.resolve().name, mix, out / "manifest.parquet").encode())
+    write_card(out, mix)
     summary = summarise(out)
     write_report(out)
     result = Result(out, summary, (*notes, *left_out, *summary.notes))

@@ -20,14 +20,13 @@ from pam_aug.build.layout import build_file
 from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError, ShardDamaged
 from pam_aug.schema import sample_from_json
 from pam_aug.shards.atomic import TEMPORARY_PREFIX, copy_atomic, storage_errors, write_atomic
-from pam_aug.shards.card import dataset_card
+from pam_aug.shards.card import write_card
 from pam_aug.shards.manifest import (
     MixShard,
     candidate_from_row,
     candidate_rows,
     mix_from_tree,
     write_candidates,
-    write_manifest,
     write_mix,
 )
 from pam_aug.shards.reader import ShardReader, read_marker
@@ -279,6 +278,4 @@ def _write_mix(folder: Path, out: Path, found: _Found) -> None:
     mix = replace(mix, sources=tuple(replace(s, shards=tuple(map(migrated, s.shards))) for s in mix.sources))
     write_mix(out / "mix.json", mix)
     if (folder / "manifest.parquet").is_file():
-        write_manifest(out / "manifest.parquet", [out / s.path for source in mix.sources for s in source.shards])
-        if (folder / "card.md").is_file():
-            write_atomic(out / "card.md", dataset_card(out.resolve().name, mix, out / "manifest.parquet").encode())
+        write_card(out, mix)

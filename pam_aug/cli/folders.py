@@ -19,14 +19,22 @@ def inspect(folder: Annotated[Path, typer.Argument(help="The output folder of a 
 
 
 def verify(
-    folder: Annotated[Path, typer.Argument(help="A folder with shards/.")],
-    rebuild: Annotated[bool, typer.Option(help="Write derived files (indexes, manifest) anew.")] = False,
+    folder: Annotated[
+        str, typer.Argument(help="A folder with shards, one .tar of it, or the URL of either (http, s3, memory).")
+    ],
+    rebuild: Annotated[bool, typer.Option(help="Write stale derived files (indexes, manifest, card) anew.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Re-hash every shard and check schema, counts and keys. Exit code 4 where something is damaged."""
+    """Re-hash every shard and check schema, counts and keys. Exit code 4 where something is damaged.
+
+    Of a URL, the shards that its mix.json names are checked, each through a temporary file.
+    """
+    from pam_aug.build.progress import Progress
+    from pam_aug.shards.verify import find_shards
     from pam_aug.shards.verify import verify as verify_folder
 
-    report = verify_folder(folder, rebuild=rebuild)
+    with Progress(sum(map(len, find_shards(folder).values())), "shards") as bar:
+        report = verify_folder(folder, rebuild, bar.add)
     show(report, as_json)
     if report.damaged:
         raise typer.Exit(4)
@@ -50,7 +58,12 @@ def migrate(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Bring shards of an older schema version to this library's, verified before and after. Says where none are."""
+    """Bring shards of an older schema version to this library's, verified before and after. Says where none are.
+
+    Never in place: a migrated shard has another hash, which mixes of other folders and saved positions of a training
+    refer to, and nothing is gained on the disk, because the new shards stand beside the old ones until all are whole.
+    To keep the name: mv FOLDER OLD && mv NEW FOLDER.
+    """
     from pam_aug.build.migrate import migrate as migrate_folder
     from pam_aug.build.progress import Progress
 

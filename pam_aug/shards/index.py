@@ -1,7 +1,9 @@
 """The `.idx` file beside a shard: one row per hand, so that a dataset opens without reading any tar.
 
-Layout, little-endian: a 64-byte header (`PAMIDX1\\0`, uint64 bytes of the tar, 32 bytes sha256 of the tar, uint64 rows,
-uint64 bytes per row), then the rows of `INDEX_DTYPE`. It is derived: the tar alone gives the same bytes again.
+Layout, little-endian: a 64-byte header (`PAMIDX2\\0`, uint64 bytes of the tar, 32 bytes sha256 of the tar, uint64 rows,
+uint64 bytes per row), then the rows: one of `INDEX_DTYPE` and the CRC-32 of its bytes, so that a flipped bit never
+becomes a label. It is derived: the tar alone gives the same bytes again. Indexes of the first form (`PAMIDX1`, no
+checksums) are read as well; `verify --rebuild` writes them anew.
 """
 
 import struct
@@ -45,8 +47,11 @@ INDEX_DTYPE = np.dtype(
         ("transl", "<f4", (3,)),
     ]
 )
+_STORED = np.dtype([("row", INDEX_DTYPE), ("crc32", "<u4")])
 _HEADER = struct.Struct("<8sQ32sQQ")
-_MAGIC = b"PAMIDX1\0"
+_MAGIC = b"PAMIDX2\0"
+_REBUILD = "`pam-aug verify --rebuild` makes it anew from the shard"
+_FORMS = {b"PAMIDX1\0": INDEX_DTYPE, _MAGIC: _STORED}
 
 
 def hand_rows(sample: Sample, ordinal: int, image: bytes, suffix: Suffix, image_offset: int) -> np.ndarray:
@@ -66,31 +71,34 @@ def hand_rows(sample: Sample, ordinal: int, image: bytes, suffix: Suffix, image_
 
 def index_bytes(rows: np.ndarray, tar_bytes: int, tar_sha256: str) -> bytes:
     """The whole `.idx` file of a tar of that size and hash."""
-    header = _HEADER.pack(_MAGIC, tar_bytes, bytes.fromhex(tar_sha256), len(rows), INDEX_DTYPE.itemsize)
-    return header + rows.tobytes()
+    header = _HEADER.pack(_MAGIC, tar_bytes, bytes.fromhex(tar_sha256), len(rows), _STORED.itemsize)
+    stored = np.zeros(len(rows), _STORED)
+    stored["row"] = rows
+    stored["crc32"] = [zlib.crc32(row.tobytes()) for row in rows]
+    return header + stored.tobytes()
 
 
 class IndexFile:
     """An open `.idx` file whose rows are read one by one, so that memory does not grow with the dataset."""
 
-    def __init__(self, source: ByteSource, path: Place, count: int) -> None:
-        self._source, self._path, self.count = source, path, count
+    def __init__(self, source: ByteSource, path: Place, count: int, form: np.dtype) -> None:
+        self._source, self._path, self.count, self._form = source, path, count, form
 
     def row(self, i: int) -> np.void:
-        """Row `i` of INDEX_DTYPE. Raises ShardDamaged where the file has become shorter."""
+        """Row `i` of INDEX_DTYPE. Raises ShardDamaged where its bytes changed or the file has become shorter."""
         if not 0 <= i < self.count:
             raise IndexError(f"{self._path}: row {i} of {self.count}")
         return self._read(i, 1)[0]
 
     def rows(self) -> np.ndarray:
-        """All rows, in memory."""
+        """All rows, in memory. Raises as `row`."""
         return self._read(0, self.count) if self.count else np.zeros(0, INDEX_DTYPE)
 
     def close(self) -> None:
         self._source.close()
 
     def _read(self, first: int, count: int) -> np.ndarray:
-        size = INDEX_DTYPE.itemsize
+        size, own = self._form.itemsize, INDEX_DTYPE.itemsize
         try:
             data = self._source.read(_HEADER.size + first * size, count * size)
         except OSError as error:
@@ -98,8 +106,14 @@ class IndexFile:
                 f"{self._path}: cannot be read ({error.strerror or error})", path=str(self._path)
             ) from error
         if len(data) != count * size:
-            raise ShardDamaged(f"{self._path}: ends inside row {first}: run `pam-aug verify`", path=str(self._path))
-        return np.frombuffer(data, INDEX_DTYPE)
+            raise ShardDamaged(f"{self._path}: ends inside row {first}: {_REBUILD}", path=str(self._path))
+        if size == own:
+            return np.frombuffer(data, INDEX_DTYPE)
+        for n in range(count):
+            row, checksum = data[n * size : n * size + own], data[n * size + own : (n + 1) * size]
+            if zlib.crc32(row) != int.from_bytes(checksum, "little"):
+                raise ShardDamaged(f"{self._path}: row {first + n} changed: {_REBUILD}", path=str(self._path))
+        return np.frombuffer(data, _STORED)["row"]
 
 
 def open_index(path: Place, tar_bytes: int, tar_sha256: str) -> IndexFile | None:
@@ -114,8 +128,9 @@ def open_index(path: Place, tar_bytes: int, tar_sha256: str) -> IndexFile | None
         header = b""
     if len(header) == _HEADER.size and source.size <= MAX_TABLE_BYTES:
         magic, of_bytes, of_sha256, count, row_bytes = _HEADER.unpack(header)
-        wanted = (_MAGIC, tar_bytes, bytes.fromhex(tar_sha256), INDEX_DTYPE.itemsize)
-        if (magic, of_bytes, of_sha256, row_bytes) == wanted and source.size == _HEADER.size + count * row_bytes:
-            return IndexFile(source, path, count)
+        form = _FORMS.get(magic)
+        same = (of_bytes, of_sha256) == (tar_bytes, bytes.fromhex(tar_sha256))
+        if form is not None and same and row_bytes == form.itemsize and source.size == _HEADER.size + count * row_bytes:
+            return IndexFile(source, path, count, form)
     source.close()
     return None

@@ -71,16 +71,19 @@ class ShardReader:
     """One shard, a path or a URL, opened for reading samples in any order from any thread.
 
     len, `keys`, `sample(i)`, `image_bytes(i)`, `image(i)`, `extra(i, name)`; `rows` is the table of its hands, `row(i)`
-    one of them, read without the others. `marker` is its commit marker, where the caller has read it before.
+    one of them, read without the others. `marker` is its commit marker, where the caller has read it before; `bytes_at`
+    a copy of it, whose bytes are read instead.
     Raises ShardDamaged where bytes, structure or the commit marker disagree, UnsafeInput for what no shard of ours
     holds (links, absolute or `..` names, pickles, compression, sizes out of range), SchemaError for wrong labels.
     """
 
-    def __init__(self, path: Place | str, marker: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: Place | str, marker: Mapping[str, Any] | None = None, bytes_at: Place | None = None
+    ) -> None:
         self.path: Any = place(path)  # a Path, or a RemotePath for a URL
         self.marker = read_marker(self.path) if marker is None else marker
         try:
-            self._file = open_bytes(self.path)
+            self._file = open_bytes(bytes_at or self.path)
         except OSError as error:
             raise ShardDamaged(
                 f"{self.path}: cannot be opened ({error.strerror or error})", path=str(self.path)

@@ -1,163 +1,188 @@
-"""Checking a folder of shards: every byte hashed again, every sample read as its schema says, every count compared."""
+"""Checking a folder of shards: every byte hashed again, every sample read as its schema says, every count compared.
+
+What is in memory does not grow with the samples, but for 16 bytes of each. Shards at a URL are copied into a temporary
+file, one at a time, while they are hashed.
+"""
 
 import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from pam_aug.errors import ConfigError, PamAugError, ShardDamaged
+from pam_aug.errors import AssetMissing, ConfigError, PamAugError, ShardDamaged, StorageError
 from pam_aug.schema import SEG_FIRST_OBJECT, SEG_FOREARM, Sample
-from pam_aug.shards.atomic import TEMPORARY_PREFIX, write_atomic
-from pam_aug.shards.files import local_folder
+from pam_aug.shards.atomic import TEMPORARY_PREFIX, storage_errors, write_atomic
+from pam_aug.shards.card import write_card
+from pam_aug.shards.files import Place, RemotePath, inside, open_bytes, place, read_whole
 from pam_aug.shards.images import decode_plane
 from pam_aug.shards.index import index_bytes
-from pam_aug.shards.manifest import read_mix
+from pam_aug.shards.manifest import Mix, manifest_is_of, read_mix
 from pam_aug.shards.reader import ShardReader, read_marker
-from pam_aug.shards.writer import index_path, marker_path
+from pam_aug.shards.repeats import Repeats
+from pam_aug.shards.verify_report import Problem, Report
 
-__all__ = ["Problem", "Report", "check_hash", "verify"]
+__all__ = ["Problem", "Report", "check_hash", "find_shards", "verify"]
 
 _SHARD = re.compile(r"(?:(?:real|syn|mixed)-)?\d{5,}")
+_CHUNK = 4 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """A damaged file and what is wrong with it."""
+def find_shards(folder: Place | str) -> dict[Place, Sequence[Place]]:
+    """The tar files that `verify` reads, by the folder within which their keys are unique.
 
-    path: Path
-    message: str
-
-
-@dataclass(slots=True)
-class Report:
-    """What `verify` found. `uncommitted` are leftovers of stopped builds: no damage, a resumed build replaces them.
-
-    `same_images` lists (key, first key) of samples whose image bytes stand in the folder twice: no damage, worth a look
+    In a folder on a disk, or beside its `mix.json`, those in it, in `shards/` and in `rejected/`. At a URL, which
+    cannot always be listed, those that `mix.json` names. One `.tar` is itself. Raises ConfigError for what is neither.
     """
-
-    shards: int = 0
-    samples: int = 0
-    hands: int = 0
-    damaged: list[Problem] = field(default_factory=list)
-    uncommitted: list[Path] = field(default_factory=list)
-    rebuilt: list[Path] = field(default_factory=list)
-    same_images: list[tuple[str, str]] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether nothing is damaged."""
-        return not self.damaged
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data for `--json`."""
-        return {
-            "shards": self.shards,
-            "samples": self.samples,
-            "hands": self.hands,
-            "damaged": [{"path": str(p.path), "message": p.message} for p in self.damaged],
-            "uncommitted": [str(p) for p in self.uncommitted],
-            "rebuilt": [str(p) for p in self.rebuilt],
-            "same_images": [list(pair) for pair in self.same_images],
-        }
-
-    def as_text(self) -> str:
-        """What a person reads: counts, then every damaged file, then what is worth a look."""
-        lines = [
-            f"{self.shards} shards, {self.samples} samples, {self.hands} hands: " + ("whole" if self.ok else "DAMAGED")
-        ]
-        lines += [f"damaged      {p.message}" for p in self.damaged]
-        lines += [
-            f"uncommitted  {path} (left by a stopped build; the same build command replaces it)"
-            for path in self.uncommitted
-        ]
-        lines += [f"rebuilt      {path}" for path in self.rebuilt]
-        lines += [f"same image   {key} and {first}" for key, first in self.same_images]
-        return "\n".join(lines)
-
-    def raise_if_damaged(self) -> None:
-        """Raises ShardDamaged that names every damaged file."""
-        if self.damaged:
-            lines = "\n  ".join(p.message for p in self.damaged)
-            raise ShardDamaged(
-                f"{len(self.damaged)} damaged:\n  {lines}\nDelete a damaged shard's .tar and .json and run the build "
-                "again: it makes that shard anew",
-                damaged=list(self.damaged),
-            )
+    at = place(folder)
+    if at.name.endswith(".tar"):
+        return {at.parent: [at]}
+    at = _folder_of(at)
+    if isinstance(at, RemotePath):
+        return {at: [inside(at, shard.path) for source in read_mix(at).sources for shard in source.shards]}
+    if not at.is_dir():
+        raise ConfigError(f"{at}: is no folder; give a build's output or a folder of shards", path=str(at))
+    return {p: _tars(p) for p in (at, at / "shards", at / "rejected") if p.is_dir()}
 
 
-def verify(folder: Path, rebuild: bool = False, progress: Callable[[Path], None] | None = None) -> Report:
-    """Checks all shards in `folder`, its `shards/` and its `rejected/`, and that `mix.json` names what is there.
+def verify(folder: Place | str, rebuild: bool = False, progress: Callable[[int], None] | None = None) -> Report:
+    """Checks the shards of `find_shards`, and that `mix.json` and `manifest.parquet` tell of what is there.
 
-    Every image is decoded and every label read. `rebuild` writes missing or stale `.idx` files anew; without it they
-    count as damage. `progress` is told of each shard before it is read. Raises ConfigError for what is no folder
-    on a disk.
+    Every image is decoded and every label read. `rebuild` writes missing and stale `.idx` files and manifests (with
+    the card) anew; without it stale ones and missing `.idx` files count as damage. `progress` is told of each shard.
+
+    Raises ConfigError for what is no folder and no shard, and for `rebuild` at a URL; StorageError where files cannot
+    be written; AssetMissing where a URL needs a package.
     """
-    folder = local_folder(folder, "verify")
-    if not folder.is_dir():
-        raise ConfigError(f"{folder}: is no folder; give a build's output or a folder of shards", path=str(folder))
+    found = find_shards(folder)
+    at = place(folder)
+    alone = at.name.endswith(".tar")
+    at = at.parent if alone else _folder_of(at)
+    if rebuild and isinstance(at, RemotePath):
+        raise ConfigError(f"{at}: files at a URL are not written anew: copy the folder to a disk", url=str(at))
     report = Report()
-    for place in (folder, folder / "shards", folder / "rejected"):
-        keys: dict[str, Path] = {}
-        images: dict[bytes, str] = {}
-        for path in sorted(place.iterdir()) if place.is_dir() else ():
-            if path.name.startswith(TEMPORARY_PREFIX):
-                report.uncommitted.append(path)
-            elif path.suffix == ".tar":
-                if progress is not None:
-                    progress(path)
-                _check_shard(path, rebuild, report, keys, images)
-            elif (
-                path.suffix in (".json", ".idx")
-                and _SHARD.fullmatch(path.stem)
-                and not path.with_suffix(".tar").exists()
-            ):
-                report.damaged.append(Problem(path, f"{path}: its shard {path.stem}.tar is missing"))
-    if (folder / "mix.json").exists():
-        _check_mix(folder, report)
+    for where, shards in found.items():
+        _check_shards(shards, not alone and _look_around(where, report), rebuild, report, progress or (lambda _: None))
+    if not alone and (isinstance(at, RemotePath) or (at / "mix.json").exists()):
+        _check_mix(at, {shard for shards in found.values() for shard in shards}, rebuild, report)
     return report
 
 
-def check_hash(path: Path, sha256: str) -> str:
-    """The sha256 of a shard, which must be the committed one. Raises ShardDamaged where it is not."""
+def check_hash(path: Place, sha256: str, copy: BinaryIO | None = None) -> str:
+    """The sha256 of a shard, which must be the committed one. Its bytes are written to `copy`, where given.
+
+    Raises ShardDamaged for other bytes, StorageError where `copy` refuses them.
+    """
+    digest, offset = hashlib.sha256(), 0
     try:
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        source = open_bytes(path)
+        try:
+            while data := source.read(offset, _CHUNK):
+                digest.update(data)
+                offset += len(data)
+                if copy is not None:
+                    with storage_errors(Path(tempfile.gettempdir())):
+                        copy.write(data)
+        finally:
+            source.close()
     except OSError as error:
-        raise ShardDamaged(f"{path}: cannot be read ({error.strerror})", path=str(path)) from error
-    if digest != sha256:
+        raise ShardDamaged(f"{path}: cannot be read ({error.strerror or error})", path=str(path)) from error
+    if digest.hexdigest() != sha256:
         raise ShardDamaged(f"{path}: its bytes changed since it was committed", path=str(path))
-    return digest
+    return sha256
 
 
-def _check_shard(path: Path, rebuild: bool, report: Report, keys: dict[str, Path], images: dict[bytes, str]) -> None:
-    try:
-        marker = read_marker(path)
-        if marker is None:
+def _folder_of(at: Place) -> Place:
+    return at.parent if at.name == "mix.json" else at
+
+
+def _tars(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("*.tar") if not p.name.startswith(TEMPORARY_PREFIX))
+
+
+def _look_around(folder: Place, report: Report) -> bool:
+    """Finds temporary files, and markers and indexes without their shard. Whether the folder is one on a disk."""
+    for path in sorted(folder.iterdir()) if isinstance(folder, Path) else ():
+        if path.name.startswith(TEMPORARY_PREFIX):
             report.uncommitted.append(path)
-            return
-        report.shards += 1
-        digest = check_hash(path, marker["sha256"])
-        with ShardReader(path) as reader:
-            _check_content(reader, report, keys, images)
-            expected = index_bytes(reader.derive_rows(), reader.bytes, digest)
-        index = index_path(path)
-        if not index.is_file() or index.read_bytes() != expected:
-            if not rebuild:
-                raise ShardDamaged(f"{index}: is missing or not of this shard; `--rebuild` writes it anew")
-            write_atomic(index, expected)
-            report.rebuilt.append(index)
-    except (PamAugError, OSError) as error:
-        report.damaged.append(Problem(path, str(error)))
+        elif path.suffix in (".json", ".idx") and _SHARD.fullmatch(path.stem) and not path.with_suffix(".tar").exists():
+            report.damaged.append(Problem(path, f"{path}: its shard {path.stem}.tar is missing"))
+    return isinstance(folder, Path)
 
 
-def _check_content(reader: ShardReader, report: Report, keys: dict[str, Path], images: dict[bytes, str]) -> None:
+def _check_shards(
+    shards: Sequence[Place], leftovers: bool, rebuild: bool, report: Report, progress: Callable[[int], None]
+) -> None:
+    """The shards of one folder, in which a key stands once; with `leftovers` they may be uncommitted."""
+    all_keys, all_images = Repeats(), Repeats()
+    for path in shards:
+        keys: list[str] = []
+        images: list[str] = []
+        try:
+            marker = read_marker(path)
+            if marker is not None:
+                keys, images = _check_shard(path, marker, rebuild, report)
+            elif leftovers:
+                report.uncommitted.append(path)  # type: ignore[arg-type]  # on a disk
+            else:
+                raise ShardDamaged(f"{path}: is missing, or has no commit marker to be checked against")
+        except (StorageError, AssetMissing):
+            raise
+        except (PamAugError, OSError) as error:
+            report.damaged.append(Problem(path, str(error)))
+        all_keys.add(keys)
+        all_images.add(images)
+        progress(1)
+    keys_of = lru_cache(maxsize=4)(lambda shard: (read_marker(shards[shard]) or {})["keys"])
+    for (shard, n), (first, m) in all_keys.found():
+        key = keys_of(shard)[n]
+        if key == keys_of(first)[m]:
+            text = f"{shards[shard]}:{key}: the key stands in {shards[first]} as well; keys are unique in a build"
+            report.damaged.append(Problem(shards[shard], text))
+    report.same_images += [(keys_of(shard)[n], keys_of(first)[m]) for (shard, n), (first, m) in all_images.found()]
+
+
+def _check_shard(path: Place, marker: dict[str, Any], rebuild: bool, report: Report) -> tuple[list[str], list[str]]:
+    """(keys, image hashes) of a shard, of a mixed one without the hashes."""
+    report.shards += 1
+    with ExitStack() as stack:
+        at = path
+        if isinstance(path, RemotePath):
+            ShardReader(path, marker).close()  # its size is right, before it is copied
+            copy = stack.enter_context(tempfile.NamedTemporaryFile(prefix="pam-aug-", suffix=".tar"))
+            check_hash(path, marker["sha256"], copy)  # type: ignore[arg-type]  # a wrapper of a binary file
+            copy.flush()
+            at = Path(copy.name)
+        else:
+            check_hash(path, marker["sha256"])
+        reader = stack.enter_context(ShardReader(path, marker, at))
+        images = _check_content(reader, report)
+        expected = index_bytes(reader.derive_rows(), reader.bytes, marker["sha256"])
+        keys = reader.keys
+    index = path.with_suffix(".idx")
+    try:
+        stale = read_whole(index) != expected
+    except FileNotFoundError:
+        stale = True
+    if stale and rebuild and isinstance(index, Path):
+        write_atomic(index, expected)
+        report.rebuilt.append(index)
+    elif stale:
+        text = f"{index}: is missing or not of this shard; `verify --rebuild` writes it anew"
+        report.damaged.append(Problem(path, text))
+    return keys, images if marker["kind"] != "mixed" else []
+
+
+def _check_content(reader: ShardReader, report: Report) -> list[str]:
+    """The sha256 of each image, after everything in the shard was looked at."""
     marker = reader.marker
     assert marker is not None
-    hands = 0
+    images, hands = [], 0
     for i, key in enumerate(reader.keys):
         sample, where = reader.sample(i), f"{reader.path}:{key}"
         shape = reader.image(i).shape[:2]
@@ -166,19 +191,16 @@ def _check_content(reader: ShardReader, report: Report, keys: dict[str, Path], i
         if marker["kind"] != "mixed" and sample.synthetic != (marker["kind"] != "real"):
             raise ShardDamaged(f"{where}: its label says synthetic={sample.synthetic} in a {marker['kind']!r} shard")
         _check_extras(reader, i, sample, where)
-        if key in keys:
-            raise ShardDamaged(f"{where}: the key stands in {keys[key]} as well; keys are unique in a build")
-        keys[key] = reader.path
-        image = hashlib.sha256(reader.image_bytes(i)).digest()
-        if image in images:
-            report.same_images.append((key, images[image]))
-        images.setdefault(image, key)
+        images.append(hashlib.sha256(reader.image_bytes(i)).hexdigest())
         hands += len(sample.hands)
-    counts = marker["counts"]
-    if marker["keys"] != reader.keys or (counts["samples"], counts.get("hands")) != (len(reader), hands):
-        raise ShardDamaged(f"{marker_path(reader.path)}: its keys or counts are not those of the shard")
+    told = (marker["keys"], marker["counts"]["samples"], marker["counts"].get("hands"))
+    told_images = marker.get("image_sha256", images)  # markers of the first builds do not have it
+    if told != (reader.keys, len(reader), hands) or told_images != images:
+        path = reader.path.with_suffix(".json")
+        raise ShardDamaged(f"{path}: its keys, image hashes or counts are not those of the shard")
     report.samples += len(reader)
     report.hands += hands
+    return images
 
 
 def _check_extras(reader: ShardReader, i: int, sample: Sample, where: str) -> None:
@@ -190,13 +212,39 @@ def _check_extras(reader: ShardReader, i: int, sample: Sample, where: str) -> No
             raise ShardDamaged(f"{where}.{name}: holds ids that name nothing")
 
 
-def _check_mix(folder: Path, report: Report) -> None:
-    path = folder / "mix.json"
+def _check_mix(at: Place, read: set[Place], rebuild: bool, report: Report) -> None:
+    path = at / "mix.json"
     try:
-        for source in read_mix(path).sources:
+        mix = read_mix(path)
+        for source in mix.sources:
             for shard in source.shards:
-                marker = read_marker(folder / shard.path)
+                where = inside(at, shard.path)
+                marker = read_marker(where)
                 if marker is None or marker["sha256"] != shard.sha256:
                     raise ShardDamaged(f"{path}: {shard.path} is missing or another one; run the mix again")
+                if where not in read:
+                    report.elsewhere.append(str(where))
+    except AssetMissing:
+        raise
+    except PamAugError as error:
+        report.damaged.append(Problem(path, str(error)))
+    else:
+        if report.ok and isinstance(at, Path):  # a table of damaged shards cannot be judged
+            _check_manifest(at, mix, rebuild, report)
+
+
+def _check_manifest(folder: Path, mix: Mix, rebuild: bool, report: Report) -> None:
+    path = folder / "manifest.parquet"
+    if not (path.is_file() or rebuild):
+        return
+    try:
+        if manifest_is_of(path, [inside(folder, shard.path) for source in mix.sources for shard in source.shards]):
+            return
+        if not rebuild:
+            raise ShardDamaged(f"{path}: is not of the mix's shards; `verify --rebuild` writes it and card.md anew")
+        write_card(folder, mix)
+        report.rebuilt += [path, folder / "card.md"]
+    except (StorageError, AssetMissing):
+        raise
     except PamAugError as error:
         report.damaged.append(Problem(path, str(error)))
