@@ -14,8 +14,11 @@ from pam_aug.build.config import BuildConfig
 from pam_aug.build.run import run_build
 from pam_aug.config import resolve
 from pam_aug.report.page import write_report
+from pam_aug.report.plots import axis_step, histogram
 from pam_aug.report.removed import cluster_poses, palm_joints, read_inputs, removed_groups
+from pam_aug.report.rule import rule_text, within_inputs
 from pam_aug.schema import Candidate, Object, Verdict
+from pam_aug.select import SelectConfig
 
 HAND = fakes.label(3, "x").hands[0].joints_cam_m.astype(np.float64)
 
@@ -99,6 +102,56 @@ def test_counts_by_object_camera_and_error_are_exact():
     assert set(middles) <= set(inputs)
 
 
+def test_one_cut_over_the_build_shows_whom_a_cut_within_inputs_hides():
+    rows = [
+        candidate(f"demo/s/q/{camera}/f", i, base + i, i < 3)
+        for camera, base in (("a", 1), ("b", 10))
+        for i in range(4)
+    ]
+    shares = {g.group: (g.removed_share, g.one_cut_share) for g in removed_groups(rows, {})[0] if g.kind == "camera"}
+    assert shares == {"a": (0.25, 0.0), "b": (0.25, 0.5)}  # the worst 2 of 8
+    third = removed_groups(rows, {}, SelectConfig(reject="1/3", gates={"err_mm": 3.5}))[0]
+    shares = {g.group: g.one_cut_share for g in third if g.kind == "camera"}
+    assert shares == {"a": 0.25, "b": 1.0}  # gates are the rule's, too
+
+
+@pytest.mark.parametrize(
+    ("rule", "words", "two"),
+    [
+        (
+            SelectConfig(),
+            ("the worst 25 % of each input's candidates, by <code>err_mm</code>", "by construction. "),
+            True,
+        ),
+        (SelectConfig(gate=30.0), ("<code>err_mm</code> above 30 mm", "only gates and failures"), True),
+        (SelectConfig(preset="pam", by="err_2d", gate=0.2), ("of all candidates of the build", "above 0.2;"), False),
+        (SelectConfig(preset="handbooster-ho3d"), ("<code>pa_err_mm</code> above 20 mm", "cut unequally"), False),
+        (SelectConfig(check_side=True), ("of the other side",), True),
+    ],
+)
+def test_the_page_says_how_to_read_the_shares_of_its_rule(rule, words, two):
+    text = rule_text(rule)
+    assert all(word in text for word in words)
+    assert within_inputs(rule) == two
+    assert ("scope=build" in text) == two
+
+
+@pytest.mark.parametrize(
+    ("span", "most", "step"), [(19.4, 5, 5), (10.6, 5, 5), (1, 5, 0.2), (7, 3, 5), (0.03, 5, 0.01), (4, 4, 1)]
+)
+def test_axes_have_round_steps(span, most, step):
+    assert axis_step(span, most) == pytest.approx(step)
+
+
+def test_a_histogram_counts_every_value_once_and_marks_an_open_end():
+    drawn = histogram({"kept": [1.0] * 300 + [math.inf], "rejected": [9.0]}, "mm")
+    assert "kept: 300 from" in drawn
+    assert "rejected: 1 from" in drawn
+    assert "+</text>" in drawn
+    assert "+</text>" not in histogram({"kept": [1.0, 9.0]}, "mm")
+    assert "nothing was scored" in histogram({"kept": [math.inf]}, "mm")
+
+
 def test_error_tenths_hold_a_tenth_each_and_ties_stay_together():
     rows = [candidate(f"demo/s/q/c/{i}", 0, float(i), i < 15) for i in range(20)]
     errors = [g for g in removed_groups(rows, {})[0] if g.kind == "error"]
@@ -124,3 +177,6 @@ def test_a_builds_table_and_page(tmp_path, monkeypatch):
     page = write_report(tmp_path).read_text()
     assert "What was removed" in page
     assert page.count('class="icon"') == len(pose)
+    assert "<th>one cut</th>" in page
+    assert all(float(row["one_cut_share"]) >= 0 for row in rows)
+    assert sum(float(row["one_cut_share"]) * int(row["candidates"]) for row in pose) == pytest.approx(4)

@@ -7,9 +7,11 @@ from pathlib import Path
 
 from pam_aug.report.plots import histogram
 from pam_aug.report.removed import RemovedGroup, palm_joints, read_inputs, removed_groups, write_csv
+from pam_aug.report.rule import read_rule, rule_text, within_inputs
 from pam_aug.report.sheets import cell, hand_icon, sheet
 from pam_aug.report.summary import Summary, read_all_candidates, rejected_by_input, summarise
 from pam_aug.schema import Candidate
+from pam_aug.select import SelectConfig
 from pam_aug.shards.atomic import write_atomic
 from pam_aug.shards.files import local_folder
 from pam_aug.shards.manifest import read_mix
@@ -30,11 +32,12 @@ def write_report(folder: Path) -> Path:
     folder = local_folder(folder, "inspect")
     summary = summarise(folder)
     rows = read_all_candidates(folder)
+    rule = read_rule(folder)
     (folder / "report").mkdir(exist_ok=True)
     sections = [
         _counts(summary),
         _scores(rows),
-        _removed(folder, rows),
+        _removed(folder, rows, rule),
         _generated(folder, rows),
         _real(folder),
     ]
@@ -77,45 +80,49 @@ def _scores(rows: list[Candidate]) -> str:
         histogram({k: [r.pa_err_mm for r in v] for k, v in split.items()}, "error after Procrustes alignment, mm"),
         histogram({k: [100 * r.err_2d for r in v] for k, v in split.items()}, "image error, % of the hand's box"),
     ]
-    return f'<h2>Scores</h2><p>{_legend()}</p><div class="plots">{"".join(plots)}</div>'
+    return f'<h2>Scores</h2><p>Candidates by error: {_legend()}</p><div class="plots">{"".join(plots)}</div>'
 
 
-def _removed(folder: Path, rows: list[Candidate]) -> str:
-    """What the cut takes: a relative cut takes the same share everywhere, a gate does not."""
+def _removed(folder: Path, rows: list[Candidate], rule: SelectConfig) -> str:
     if not rows:
         return ""
     inputs = read_inputs(folder)
-    groups, middles = removed_groups(rows, inputs)
+    groups, middles = removed_groups(rows, inputs, rule)
     write_csv(folder / "report" / "removed.csv", groups)
     hands = [inputs[key].hands[0] for key in middles]
     icons = {f"pose {i + 1}": hand_icon(palm_joints(h.joints_cam_m, h.side)) for i, h in enumerate(hands)}
     titles = {
-        "pose": "by pose: clusters of the fingers' stand, each with the hand in its middle, palm side",
-        "object": "by object",
-        "camera": "by camera",
-        "error": "by error: tenths of the scored candidates",
+        "pose": ("By pose", "inputs whose fingers stand alike, and the hand in their middle, palm side"),
+        "object": ("By object", ""),
+        "camera": ("By camera", ""),
+        "error": ("By wrist-aligned error", "tenths of the scored candidates"),
     }
+    both = within_inputs(rule)
     tables = "".join(
-        _group_table(title, [g for g in groups if g.kind == kind], icons) for kind, title in titles.items()
+        _group_table(title, [g for g in groups if g.kind == kind], icons, both) for kind, title in titles.items()
     )
     return (
-        f"<h2>What was removed</h2><p>{_legend()}. The same numbers are in <code>report/removed.csv</code>.</p>"
+        f"<h2>What was removed</h2><p>{rule_text(rule)}</p>"
+        f"<p>{_legend()}. The same numbers are in <code>report/removed.csv</code>.</p>"
         f'<div class="removed">{tables}</div>{_removed_by_input(rows)}'
     )
 
 
-def _group_table(title: str, groups: list[RemovedGroup], icons: dict[str, str]) -> str:
+def _group_table(title: tuple[str, str], groups: list[RemovedGroup], icons: dict[str, str], both: bool) -> str:
     lines = "".join(
         f"<tr><td>{icons.get(g.group, '')}{html.escape(g.group)}</td><td>{g.inputs}</td><td>{g.candidates}</td>"
         f'<td><div class="bar"><i class="rejected" style="width:{100 * g.removed_share:.1f}%"></i></div></td>'
-        f"<td>{g.removed_share:.0%}</td><td>{_mm(g.err_mm)}</td></tr>"
+        f"<td>{g.removed_share:.0%}</td>{f'<td>{g.one_cut_share:.0%}</td>' if both else ''}"
+        f"<td>{_mm(g.err_mm)}</td></tr>"
         for g in groups[:_GROUPS_SHOWN]
     )
     more = len(groups) - _GROUPS_SHOWN
     rest = f"<p>{more} more groups are in removed.csv.</p>" if more > 0 else ""
     return (
-        f"<section><h3>{html.escape(title)}</h3><table><thead><tr><th></th><th>inputs</th><th>candidates</th>"
-        f"<th>removed</th><th></th><th>median error</th></tr></thead><tbody>{lines}</tbody></table>{rest}</section>"
+        f"<section><h3>{html.escape(title[0])} <small>{html.escape(title[1])}</small></h3>"
+        "<table><thead><tr><th></th><th>inputs</th><th>candidates</th><th colspan=2>removed</th>"
+        f"{'<th>one cut</th>' if both else ''}<th>median error</th></tr></thead><tbody>{lines}</tbody></table>"
+        f"{rest}</section>"
     )
 
 

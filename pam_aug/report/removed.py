@@ -1,15 +1,17 @@
 """What the filter removed: by pose, object, camera and error, for one to see whom a rule leaves out.
 
-A relative cut takes the same share of every input, so it keeps what the judge handles already; a gate, or a cut over
-the whole build, may empty an object or a pose. `report/removed.csv` has one row per group; the page shows them.
+A cut within each input takes the same share of every group by construction, so it shows nothing there; a gate, or one
+cut over the whole build, keeps what the judge handles already and may empty an object or a pose. So each group has
+both: what the rule took, and what the same share of the whole build would take. `report/removed.csv` has one row per
+group; the page shows them.
 """
 
 import csv
 import io
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +22,7 @@ from scipy.spatial.distance import cdist
 
 from pam_aug.hand.joints import Side
 from pam_aug.schema import Candidate, Sample
+from pam_aug.select import SelectConfig, select
 from pam_aug.shards.atomic import write_atomic
 from pam_aug.shards.reader import ShardReader
 
@@ -34,7 +37,8 @@ _WRIST, _INDEX, _MIDDLE, _LITTLE = 0, 5, 9, 17
 @dataclass(frozen=True, slots=True)
 class RemovedGroup:
     """Counts of one group's candidates. `kind` is pose, object, camera or error; `err_mm` is the median of the scored
-    ones, -1 where none was; `removed_share` is of all its candidates."""
+    ones, -1 where none was; `removed_share` is of all its candidates, and `one_cut_share` what the rule would take of
+    them as one cut over the whole build."""
 
     kind: str
     group: str
@@ -44,6 +48,7 @@ class RemovedGroup:
     rejected: int
     failed: int
     removed_share: float
+    one_cut_share: float
     err_mm: float
 
 
@@ -106,8 +111,12 @@ def read_inputs(folder: Path) -> dict[str, Sample]:
     return found
 
 
-def removed_groups(rows: Sequence[Candidate], inputs: Mapping[str, Sample]) -> tuple[list[RemovedGroup], list[str]]:
+def removed_groups(
+    rows: Sequence[Candidate], inputs: Mapping[str, Sample], rule: SelectConfig | None = None
+) -> tuple[list[RemovedGroup], list[str]]:
     """The groups by pose, object, camera and error, and for each pose cluster the input in its middle.
+
+    `rule` is what the rows' verdicts are by.
 
     Poses are those of an input's first hand. An input whose label is not at hand (failed, or rejected and not stored)
     stands in "unknown". Errors are cut into tenths of the scored candidates, equal errors never apart.
@@ -122,16 +131,22 @@ def removed_groups(rows: Sequence[Candidate], inputs: Mapping[str, Sample]) -> t
         names = sorted({o.id for o in sample.objects if o.valid}) if sample else [_UNKNOWN]
         return ", ".join(names) or "none"
 
+    one_cut = select(rows, replace(rule or SelectConfig(), scope="build"))
+    cut = {row.key for row, verdict in zip(rows, one_cut, strict=True) if not verdict.kept}
     groups: list[RemovedGroup] = []
-    groups += _grouped("pose", rows, lambda row: pose.get(row.input_key, _UNKNOWN))
-    groups += _grouped("object", rows, objects)
-    groups += _grouped("camera", rows, lambda row: row.input_key.split("/")[3])
-    groups += _grouped("error", rows, _error_bins([row.err_mm for row in rows]), ordered=True)
+    groups += _grouped("pose", rows, cut, lambda row: pose.get(row.input_key, _UNKNOWN))
+    groups += _grouped("object", rows, cut, objects)
+    groups += _grouped("camera", rows, cut, lambda row: row.input_key.split("/")[3])
+    groups += _grouped("error", rows, cut, _error_bins([row.err_mm for row in rows]), ordered=True)
     return groups, [keys[i] for i in clusters.middle]
 
 
 def _grouped(
-    kind: str, rows: Sequence[Candidate], group_of: Callable[[Candidate], str], ordered: bool = False
+    kind: str,
+    rows: Sequence[Candidate],
+    one_cut: Set[str],
+    group_of: Callable[[Candidate], str],
+    ordered: bool = False,
 ) -> list[RemovedGroup]:
     members: dict[str, list[Candidate]] = defaultdict(list)
     for row in sorted(rows, key=lambda row: row.err_mm) if ordered else rows:
@@ -152,6 +167,7 @@ def _grouped(
                 rejected=len(mine) - kept,
                 failed=sum(bool(row.failure) for row in mine),
                 removed_share=(len(mine) - kept) / len(mine),
+                one_cut_share=sum(row.key in one_cut for row in mine) / len(mine),
                 err_mm=float(np.median(errors)) if errors else -1.0,
             )
         )
