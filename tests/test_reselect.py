@@ -67,6 +67,7 @@ HO3D = ["select.reject=0", "select.gates.err_mm=125"]
     [
         (None, ["gate=125"], ["select.gate=125"]),
         ("pam", [], ["select.scope=build"]),
+        (None, ["by=err_2d"], ["select.by=err_2d"]),
         ("pam", ["reject=1/2"], ["select.preset=pam", "select.reject=1/2"]),
         (None, ["preset=handbooster-ho3d", "gates.err_mm=125", "gates.pa_err_mm=-1", *NO_MESH], HO3D),
     ],
