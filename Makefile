@@ -20,7 +20,7 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest
 
-# The reliability tests with their full figures: two hours, of which the fuzzers take one.
+# The reliability tests with their full figures: two and a half hours, of which the fuzzers take one and a half.
 nightly: setup
 	$(BIN)/python -m pytest -m slow
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import orjson
-from test_shards import make_jpeg, make_sample
+from made_shards import make_jpeg, make_sample
 
 from pam_aug.schema import SCHEMA_VERSION
 from pam_aug.shards.index import hand_rows, index_bytes

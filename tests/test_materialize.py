@@ -7,7 +7,7 @@ from pathlib import Path
 import orjson
 import pytest
 import webdataset
-from test_shards import make_jpeg, make_sample
+from made_shards import make_jpeg, make_sample
 
 from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError, ShardDamaged
 from pam_aug.materialize import change_mix, materialize

@@ -21,7 +21,7 @@ import numpy as np
 import orjson
 import pyarrow.parquet as pq
 import pytest
-from test_shards import make_sample, write_shard
+from made_shards import make_sample, write_shard
 
 from pam_aug import cli, registry, versions
 from pam_aug.build.config import BuildConfig

@@ -18,7 +18,7 @@ import pytest
 import simplejpeg
 import torch
 from index_only import write_index_only
-from test_shards import SIZE, make_jpeg, make_sample, write_shard
+from made_shards import SIZE, make_jpeg, make_sample, write_shard
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 

@@ -5,20 +5,25 @@
 
 import math
 import os
+import resource
 import time
 from fractions import Fraction
 from pathlib import Path
 
 import fakes
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_shards import write_shard
+from processes import exit_code, fork
 from test_build import tar_bytes
 from test_mix import keys_of, mixed
-from test_reliability import FUZZED, config, fuzz, kill_generating, kill_packing, linked_shards, memory_of_reading
-from test_shards import write_shard
+from test_reliability import linked_shards, memory_of_reading
+from test_reliability_fuzz import FUZZED, fuzz
+from test_reliability_stops import config, kill_generating, kill_packing
 from torch.utils.data import DataLoader
 
 from pam_aug import registry
@@ -27,6 +32,8 @@ from pam_aug.build.run import run_build
 from pam_aug.config import resolve
 from pam_aug.mix import MixedDataset
 from pam_aug.mix_order import Schedule, order
+from pam_aug.shards.card import write_card
+from pam_aug.shards.manifest import read_mix
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -73,24 +80,26 @@ def test_c5_06_every_number_of_workers_and_ranks_reads_one_order(thousand, worke
 
 
 def test_c5_07_saved_at_each_of_a_thousand_steps_and_restored_under_other_workers(thousand):
-    """Each of 1,000 steps of an epoch of 1,500 hands, one per step; what follows is the rest of the epoch, exactly."""
-    dataset = MixedDataset(thousand, 1)
-    states, keys = [], []
-    for batch in dataset:
-        states.append(dataset.state_dict(batch))
-        keys += batch["keys"]
-    assert len(keys) == len(set(keys)) == 1500
+    """Each of 1,000 steps of an epoch of 1,500 hands, one per step, read by one of 0, 1, 2 and 5 workers and restored
+    under another number. What follows is read to the end of the epoch, by whole batches of other sizes."""
+    saved: dict[int, tuple[list, list[str]]] = {}
+    for workers in (0, 1, 2, 5):
+        dataset = MixedDataset(thousand, 1)
+        states, keys = [], []
+        for batch in DataLoader(dataset, batch_size=None, num_workers=workers):
+            states.append(dataset.state_dict(batch))
+            keys += batch["keys"]
+        assert len(keys) == len(set(keys)) == 1500
+        saved[workers] = states, keys
+    whole = saved[0][1]
+    assert all(keys == whole for _, keys in saved.values())
     for step in range(1000):
-        again = MixedDataset(thousand, 1, decode_threads=1)
-        again.load_state_dict(states[step])
-        workers = (0, 2, 0, 5, 0, 1)[step % 6] if step % 10 == 0 else 0
-        found, wanted = [], len(keys) if step % 25 == 0 else step + 6
-        batches = iter(DataLoader(again, batch_size=None, num_workers=workers))
-        while step + 1 + len(found) < wanted:
-            found += next(batches)["keys"]
-        assert found == keys[step + 1 : wanted]
-        if workers:
-            batches._shutdown_workers()  # type: ignore[attr-defined]
+        workers = (0, 1, 2, 5)[step % 4]
+        other = (1, 2, 5, 0, 2, 5, 0, 1, 5, 0, 1, 2)[step % 12]
+        again = MixedDataset(thousand, 97, decode_threads=1)
+        again.load_state_dict(saved[workers][0][step])
+        found = DataLoader(again, batch_size=None, num_workers=other)
+        assert [key for batch in found for key in batch["keys"]] == whole[step + 1 :]
 
 
 def test_c5_08_every_ratio_to_a_thousandth():
@@ -157,9 +166,21 @@ def test_c5_16_a_million_samples_in_500_mb(tmp_path):
     assert found["megabytes"] < 500
 
 
-def test_c5_17_two_builders_many_times(tmp_path, monkeypatch):
-    from test_reliability import exit_code, fork
+def test_c5_16_the_tables_of_a_million_samples_in_500_mb(tmp_path):
+    folder, answer = linked_shards(tmp_path, 1000, 1000), tmp_path / "answer"
 
+    def describe() -> None:
+        idle = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        write_card(folder, read_mix(folder))
+        answer.write_text(str((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - idle) / 1024))
+
+    assert exit_code(fork(describe)) == 0
+    assert pq.read_metadata(folder / "manifest.parquet").num_rows == 10**6
+    assert "| 1000000 | 1000000 |" in (folder / "card.md").read_text()
+    assert float(answer.read_text()) < 500
+
+
+def test_c5_17_two_builders_many_times(tmp_path, monkeypatch):
     run_build(config(), tmp_path / "clean", workers=0)
     monkeypatch.setattr(fakes.FakeGenerator, "seconds", 0.001)
     for number in range(20):

@@ -11,8 +11,8 @@ from pathlib import Path
 import fsspec
 import numpy as np
 import pytest
+from made_shards import write_shard
 from test_mix import keys_of, mixed
-from test_shards import write_shard
 
 from pam_aug.cli import main
 from pam_aug.errors import AssetMissing, ConfigError, PamAugError, ShardDamaged, UnsafeInput

@@ -1,0 +1,111 @@
+"""The tables and the card beside the shards: exact round trips, counts, and what `verify --rebuild` makes anew."""
+
+import math
+from pathlib import Path
+
+import pytest
+from made_shards import make_jpeg, write_shard
+
+from pam_aug.errors import ShardDamaged
+from pam_aug.schema import Candidate, Verdict
+from pam_aug.shards.card import dataset_card, write_card
+from pam_aug.shards.manifest import (
+    Mix,
+    MixSource,
+    collect_shards,
+    read_candidates,
+    read_mix,
+    write_candidates,
+    write_manifest,
+    write_mix,
+)
+from pam_aug.shards.verify import verify
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_shard(tmp_path / "shards" / "real-00000.tar", range(3), hands=2)
+    write_shard(tmp_path / "shards" / "syn-00000.tar", range(2), synthetic=True)
+    sources = [MixSource(name, "1/2", collect_shards(tmp_path / "shards", name, tmp_path)) for name in ("real", "syn")]
+    write_mix(tmp_path / "mix.json", Mix(tuple(sources)))
+    write_card(tmp_path, read_mix(tmp_path))
+    return tmp_path
+
+
+def messages(folder: Path) -> str:
+    return "\n".join(p.message for p in verify(folder).damaged)
+
+
+def test_candidates_round_trip_with_infinities(tmp_path):
+    rows = [
+        Candidate("demo/s/q/c/1", 0, 2**62 + 1, "rendered", "simplehand", 12.5, 6.25, 0.1, 0.9),
+        Candidate(
+            *("demo/s/q/c/1", 1, 5, "rendered", "simplehand", math.inf, math.inf, math.inf, 0.0),
+            failure="no hand",
+            verdict=Verdict(False, "worst quarter"),
+        ),
+    ]
+    path = tmp_path / "candidates" / "00012.parquet"
+    write_candidates(path, rows)
+    assert read_candidates(path) == rows
+    first = path.read_bytes()
+    write_candidates(path, rows)
+    assert path.read_bytes() == first
+    write_candidates(path, [])
+    assert read_candidates(path) == []
+    path.write_bytes(first[:-20])
+    with pytest.raises(ShardDamaged, match=r"00012\.parquet"):
+        read_candidates(path)
+    with pytest.raises(ShardDamaged):
+        read_candidates(tmp_path / "none.parquet")
+
+
+def test_the_manifest_has_a_row_per_sample(folder):
+    import hashlib
+
+    import pyarrow.parquet as pq
+
+    shards = sorted((folder / "shards").glob("*.tar"))
+    assert write_manifest(folder / "manifest.parquet", shards) == 5
+    rows = pq.ParquetFile(folder / "manifest.parquet").read().to_pylist()
+    assert [(r["shard"], r["index"]) for r in rows] == [("real-00000.tar", n) for n in range(3)] + [
+        ("syn-00000.tar", n) for n in range(2)
+    ]
+    assert rows[1]["image_sha256"] == hashlib.sha256(make_jpeg(1)).hexdigest()
+    assert (rows[1]["sides"], rows[1]["hands"], rows[4]["synthetic"], rows[4]["err_mm"]) == ("left,right", 2, True, -1)
+    (folder / "shards" / "syn-00000.tar").write_bytes(b"")
+    before = (folder / "manifest.parquet").read_bytes()
+    with pytest.raises(ShardDamaged):
+        write_manifest(folder / "manifest.parquet", shards)
+    assert (folder / "manifest.parquet").read_bytes() == before
+    assert not list(folder.glob(".tmp-*"))
+
+
+def test_the_card_counts_what_the_manifest_holds(folder):
+    write_manifest(folder / "manifest.parquet", sorted((folder / "shards").glob("*.tar")))
+    text = dataset_card("demo-build", read_mix(folder), folder / "manifest.parquet")
+    sizes = [sum(len(make_jpeg(n)) for n in range(count)) / 1e6 for count in (3, 2)]
+    assert f"| of the source | demo | - | - | 32 × 32 | 3 | 6 | {sizes[0]:.1f} | - | CC0 |" in text
+    assert f"| generated | demo | - | - | 32 × 32 | 2 | 2 | {sizes[1]:.1f} | - | CC0 |" in text
+    assert "| syn | 1/2 | 1 | 1 | 2 | 2 |" in text
+    assert "one pass over the hands of `real`" in text
+    assert text == dataset_card("demo-build", read_mix(folder), folder / "manifest.parquet")
+
+
+def test_the_manifest_and_card_are_rebuilt(folder):
+    path, card = folder / "manifest.parquet", folder / "card.md"
+    good, text = path.read_bytes(), card.read_bytes()
+    few = sorted((folder / "shards").glob("*.tar"))[:1]
+    for change in (
+        lambda: path.write_bytes(good[:-20]),
+        lambda: write_manifest(path, few),
+        lambda: path.write_bytes(b""),
+    ):
+        change()
+        assert "manifest.parquet: is not of the mix's shards" in messages(folder)
+        assert verify(folder, rebuild=True).rebuilt == [path, card]
+        assert (path.read_bytes(), card.read_bytes()) == (good, text)
+        assert verify(folder).ok
+    path.unlink()  # which somebody may have wanted
+    assert verify(folder).ok
+    assert verify(folder, rebuild=True).rebuilt == [path, card]
