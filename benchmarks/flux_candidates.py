@@ -33,7 +33,8 @@ from pam_aug.generate.flux.controlnet import token_ids, unpack_tokens
 from pam_aug.generate.flux.generator import FluxOptions
 from pam_aug.generate.flux.looks import condition_images, condition_tensor
 from pam_aug.generate.flux.models import decode_latents
-from pam_aug.generate.flux.sampling import Prompt, candidate_noise, denoise, schedule_times, shift_mu
+from pam_aug.generate.flux.sampling import Prompt, candidate_noise, denoise
+from pam_aug.generate.flux.schedule import schedule_times, shift_mu
 from pam_aug.rollouts.scene import Scene, build_scene
 from pam_aug.score import score_candidates
 from pam_aug.select import select

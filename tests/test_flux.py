@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from itertools import pairwise
 
 import numpy as np
@@ -12,14 +13,15 @@ pytest.importorskip("diffusers")
 
 from fake_flux import TRANSFORMER, VAE, tiny_control, tiny_transformer, write_flux
 
-from pam_aug.errors import BackendError, ConfigError, SchemaError, SourceError, UnsafeInput
+from pam_aug.errors import BackendError, ConfigError, ResumeMismatch, SchemaError, SourceError, UnsafeInput
 from pam_aug.generate.flux import generator as flux_generator
 from pam_aug.generate.flux.checkpoint import load_control, original_state, published_entries, save_control
 from pam_aug.generate.flux.controlnet import ControlPair, pack_tokens, token_ids, unpack_tokens
 from pam_aug.generate.flux.generator import FluxGenerator, FluxOptions
 from pam_aug.generate.flux.models import DEV_TRANSFORMER, load_transformer, load_vae, missing_files
 from pam_aug.generate.flux.names import to_diffusers, to_original
-from pam_aug.generate.flux.sampling import Prompt, candidate_noise, denoise, schedule_times, shift_mu
+from pam_aug.generate.flux.sampling import Prompt, candidate_noise, denoise
+from pam_aug.generate.flux.schedule import schedule_times, shift_mu
 from pam_aug.registry import load
 from pam_aug.rollouts.scene import build_scene
 
@@ -290,7 +292,35 @@ def test_a_batch_that_does_not_fit_is_halved(options, scene, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(flux_generator, "denoise", never)
-    with pytest.raises(BackendError, match="memory_gb"):
+    with pytest.raises(BackendError, match=r"one candidate does not fit .*memory_gb"):
+        list(FluxGenerator(options).generate(scene, [1, 2]))
+
+
+def test_images_that_do_not_fit_are_decoded_in_parts_of_what_was_painted(options, scene, monkeypatch):
+    whole = [image.rgb for image in FluxGenerator(options).generate(scene, [1, 2, 3, 4, 5])]
+    painted, decoded, paint, decode = [], [], flux_generator.denoise, flux_generator.decode_latents
+
+    def counted(transformer, control, noise, *rest):
+        painted.append(len(noise))
+        return paint(transformer, control, noise, *rest)
+
+    def small(vae, latents):
+        decoded.append(len(latents))
+        if len(latents) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(vae, latents)
+
+    monkeypatch.setattr(flux_generator, "denoise", counted)
+    monkeypatch.setattr(flux_generator, "decode_latents", small)
+    parts = [image.rgb for image in FluxGenerator(options).generate(scene, [1, 2, 3, 4, 5])]
+    assert (painted, decoded) == ([5], [5, 3, 2, 1, 2])
+    assert max(np.abs(a.astype(int) - b).max() for a, b in zip(whole, parts, strict=True)) <= 2
+
+    def never(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(flux_generator, "decode_latents", never)
+    with pytest.raises(BackendError, match=r"one image's decoding does not fit .*memory_gb"):
         list(FluxGenerator(options).generate(scene, [1, 2]))
 
 
@@ -298,6 +328,7 @@ def test_what_is_missing_is_said_before_any_work(tmp_path, files):
     problems = FluxGenerator(FluxOptions(base=str(tmp_path), control=str(tmp_path / "no.bin"))).requires()
     assert len(problems) == 7
     assert "transformer/config.json or flux1-dev.safetensors" in problems[0]
+    assert all("accept its licence" in problem and "huggingface.co" in problem for problem in problems[:-1])  # gated
     assert "controlnet.bin" in problems[-1]
     assert missing_files(files[0]) == []
     assert len(FluxGenerator().requires()) == 2
@@ -305,7 +336,40 @@ def test_what_is_missing_is_said_before_any_work(tmp_path, files):
         FluxOptions(width=500)
     with pytest.raises(ConfigError, match="memory_gb"):
         FluxOptions(memory_gb=12)
-    assert FluxOptions(memory_gb=24).resolved().batch == 1
+    chosen = {gb: FluxOptions(memory_gb=gb, batch=3).resolved() for gb in (0, 24, 40, 80)}
+    assert {gb: o.batch for gb, o in chosen.items()} == {0: 3, 24: 1, 40: 2, 80: 10}
+    assert [gb for gb, o in chosen.items() if o.offload and o.vae_tiling] == [24]
+    assert [gb for gb, o in chosen.items() if not o.keep_text_encoders] == [24, 40]
+    assert chosen[24].memory_gb == 0
+
+
+def test_encoders_are_freed_and_options_reach_the_models(options, scene, monkeypatch):
+    """Text encoders stay only where other texts follow; tiling and compilation are asked of the models themselves."""
+    encoded, real = [], flux_generator.TextEncoders.encode
+
+    def encode(self, texts):
+        encoded.append(texts)
+        return real(self, texts)
+
+    monkeypatch.setattr(flux_generator.TextEncoders, "encode", encode)
+    for fields, stay in (
+        ({}, False),
+        ({"prompt": "drawn"}, True),
+        ({"prompt": "drawn", "keep_text_encoders": False}, False),
+    ):
+        encoded.clear()
+        generator = FluxGenerator(dataclasses.replace(options, steps=1, **fields))
+        for _ in range(2):  # the same input twice: a text is encoded once
+            list(generator.generate(scene, [3, 4]))
+        assert (generator._encoders._loaded is not None) is stay
+        assert [len(texts) for texts in encoded] == [2 if fields else 1]
+    asked = []
+    monkeypatch.setattr(type(tiny_transformer()), "compile_repeated_blocks", lambda self: asked.append("compiled"))
+    tiled = FluxGenerator(dataclasses.replace(options, steps=1, vae_tiling=True, compile=True))
+    next(tiled.generate(scene, [3]))
+    assert asked == ["compiled"]
+    assert tiled._vae.use_tiling
+    assert not FluxGenerator(options)._vae.use_tiling
 
 
 def test_captions_are_the_prompts(tmp_path, options, scene):
@@ -349,8 +413,11 @@ def test_a_build_with_flux_from_end_to_end(tmp_path, files, options):
     from pam_aug.config import resolve
     from pam_aug.shards.reader import ShardReader
 
-    names = ("base", "control", "width", "height", "steps")
-    chosen = {name: getattr(options, name) for name in names}
+    base, control = (tmp_path / path.name for path in files)
+    shutil.copytree(files[0], base)
+    shutil.copy(files[1], control)
+    chosen = {name: getattr(options, name) for name in ("width", "height", "steps")}
+    chosen |= {"base": str(base), "control": str(control)}
     source = load("converters", "demo-rollouts")
     key = source(source.Options(size=[64, 48])).item(0).sample.key
     captions = tmp_path / "captions.json"
@@ -369,3 +436,15 @@ def test_a_build_with_flux_from_end_to_end(tmp_path, files, options):
     shard = ShardReader(tmp_path / "out/shards/syn-00000.tar")
     assert len(shard) == 22
     assert {shard.sample(i).generation.prompt for i in range(22)} == {"a hand at work"}
+
+    def again():
+        return run_build(resolve(BuildConfig, recipe), tmp_path / "out", ["synthetic"], workers=0)
+
+    assert again().summary == result.summary
+    for path, name in ((captions, "captions"), (control, "control"), (base / "vae/config.json", "base")):
+        before = path.read_bytes()
+        path.write_bytes(before + b" ")
+        with pytest.raises(ResumeMismatch, match=rf"generator_files\.{name} ="):
+            again()
+        path.write_bytes(before)
+    assert again().summary == result.summary

@@ -52,6 +52,7 @@ def test_a_plan_is_close_to_the_build(tmp_path, monkeypatch):
     assert told["wall_s"] > 0.4  # 40 candidates of 10 ms each
     assert estimate(config, workers=4)["wall_s"] < 0.6 * told["wall_s"]
     assert told.missing == ()
+    assert "generator_files" not in plan(config).identity  # only where a generator reads files of the user's
     assert "estimate: a trial of 8 candidates" in told.as_text()
     assert not list(tmp_path.glob("weights"))
 
@@ -92,6 +93,8 @@ def test_flux_is_planned_without_its_weights():
     assert not any("--workers" in note for note in told.notes)  # one by default: each would load its own FLUX
     assert default_workers(config) == 1 < default_workers(config, ["real"])
     assert any("--workers 1" in note for note in estimate(config, workers=2).notes)
+    broken = configured(FLUX, "source={converter: fake-rollouts, bad: 0}")  # its first input cannot be used
+    assert 48 * 48 * 0.6 < estimate(broken)["synthetic_shards_mb"] * 1e6 / (6 * 22) < 48 * 48 * 0.6 + 12000
     half = estimate(config, gpu=GPUS["h100"], achieved=0.25)
     assert half["gpu_s"] == pytest.approx(2 * told["gpu_s"])
 

@@ -122,7 +122,7 @@ def estimate(
     if trial.problem:
         notes.append(f"trial: {trial.problem}; time and bytes of the synthetic half are unknown")
     figures = _counts(config, todo)
-    figures += _bytes(config, todo, trial, _painted_pixels(config, todo) if painter else 0)
+    figures += _bytes(config, todo, trial, trial.image_pixels if painter else 0.0)
     processes = max(1, workers if workers >= 0 else default_workers(config, parts))
     if is_flux and generator is not None:
         if processes > 1:
@@ -165,7 +165,7 @@ def _counts(config: BuildConfig, todo: Plan) -> list[Figure]:
     return [*(counted if todo.synthetic_shards else []), Figure("real_images", real, "counted", at_most=True)]
 
 
-def _bytes(config: BuildConfig, todo: Plan, trial: Trial, painted_pixels: int) -> list[Figure]:
+def _bytes(config: BuildConfig, todo: Plan, trial: Trial, painted_pixels: float) -> list[Figure]:
     """Sizes of finished shards, MB of 10⁶ bytes."""
     figures = []
     if todo.synthetic_shards and trial.candidates:
@@ -187,14 +187,6 @@ def _bytes(config: BuildConfig, todo: Plan, trial: Trial, painted_pixels: int) -
         size = (images * trial.real_bytes + _TAR_END_BYTES * len(todo.real_shards)) / 1e6
         figures.append(Figure("real_shards_mb", size, f"estimate: a trial of {trial.real_images} images"))
     return figures
-
-
-def _painted_pixels(config: BuildConfig, todo: Plan) -> int:
-    """Pixels of the first input's image, which painted ones are brought to."""
-    from pam_aug.build.config import open_converter
-
-    camera = open_converter(config.source, "source").item(todo.synthetic_shards[0][0]).sample.camera
-    return camera.width * camera.height
 
 
 def _flux(options: Any, todo: Plan, trial: Trial, gpu: Gpu, achieved: float, notes: list[str]) -> list[Figure]:

@@ -21,6 +21,7 @@ from pam_aug.build.worker import Job, MakeCandidates, PackSynthetic, WriteReal, 
 from pam_aug.config import to_dict
 from pam_aug.engines import Failure, LocalEngine
 from pam_aug.errors import AssetMissing, BudgetExceeded, ConfigError
+from pam_aug.generate.base import Filed
 from pam_aug.hand import save_npz
 from pam_aug.rollouts.screening import NO_SIMULATION
 from pam_aug.rollouts.stability import engine_version
@@ -99,6 +100,8 @@ def plan(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic"), miss
         synthetic = _slices(tuple(spread), config.shards.inputs_per_shard)
         generate = config.generate
         generator = open_backend("generators", generate.generator, generate.options, "generate.options", missing)
+        if isinstance(generator, Filed) and not generator.requires():
+            identity["generator_files"] = generator.content()
         versions = {judge.name: judge.version for judge in open_judges(config.score, missing)}
         judged_by = next(iter(versions.values())) if len(versions) == 1 else versions
         if config.screen.on:

@@ -40,6 +40,7 @@ class Trial:
 
     `candidate_s`: seconds of an input with all its candidates and scores, divided by their number. Bytes are those of a
     sample in a shard: `image_bytes` of the image, `label_bytes` of everything else, the tar's blocks included.
+    `image_pixels`: of a candidate's image.
     `peak_bytes`: this process's largest resident memory so far.
     """
 
@@ -47,6 +48,7 @@ class Trial:
     candidates: int = 0
     candidate_s: float = 0.0
     image_bytes: float = 0.0
+    image_pixels: float = 0.0
     label_bytes: float = 0.0
     real_images: int = 0
     real_s: float = 0.0
@@ -85,11 +87,7 @@ def run_trial(
         shards=replace(todo.config.shards, keep_rejected=False),
     )
     with tempfile.TemporaryDirectory() as folder, _one_thread():
-        worker = Worker(Job(config, todo.real_section, Path(folder)))
-        if generator is not None:
-            worker.__dict__["_generator"] = generator
-        if judges:
-            worker.__dict__["_judges"] = list(judges)
+        worker = Worker(Job(config, todo.real_section, Path(folder)), generator, judges)
         trial = _synthetic(worker, Path(folder), todo, inputs) if todo.synthetic_shards else Trial()
         if todo.real_shards:
             trial = _real(worker, Path(folder), todo, trial)
@@ -104,6 +102,7 @@ def _synthetic(worker: Worker, out: Path, todo: Plan, inputs: int) -> Trial:
     worker.do(MakeCandidates(0, 0, order[0]))
     made: list[int] = []
     sizes: list[int] = []
+    pixels: list[int] = []
     seconds, problem = 0.0, ""
     for index in order[1:] or order:
         if len(made) == inputs:
@@ -121,6 +120,7 @@ def _synthetic(worker: Worker, out: Path, todo: Plan, inputs: int) -> Trial:
         made.append(index)
         seconds += took
         sizes += [len(data) for data in images.values()]
+        pixels += [_pixels(data) for data in images.values()]
     if not made:
         return Trial(problem=f"none of {tried} inputs that were tried could be used; the last: {problem}")
     worker.do(PackSynthetic(1, tuple(made)))
@@ -131,6 +131,7 @@ def _synthetic(worker: Worker, out: Path, todo: Plan, inputs: int) -> Trial:
         candidate_s=seconds / len(sizes),
         image_bytes=images_bytes / samples if samples else float(np.mean(sizes)),
         label_bytes=rest_bytes / samples if samples else 0.0,
+        image_pixels=float(np.mean(pixels)),
     )
 
 
@@ -144,6 +145,11 @@ def _real(worker: Worker, out: Path, todo: Plan, trial: Trial) -> Trial:
     samples, image_bytes, rest_bytes = _contents(shards_folder(out) / shard_name("real", 1))
     size = (image_bytes + rest_bytes) / samples if samples else 0.0
     return replace(trial, real_images=len(chosen), real_s=seconds / len(chosen), real_bytes=size)
+
+
+def _pixels(jpeg: bytes) -> int:
+    height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
+    return height * width
 
 
 def _contents(path: Path) -> tuple[int, int, int]:

@@ -84,10 +84,11 @@ def make_worker(job: Job) -> Callable[[Unit], Any]:
 
 
 class Worker:
-    """One process's share of a build."""
+    """One process's share of a build. `generator` and `judges`, where given, stand in for the configuration's."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, generator: Any = None, judges: Sequence[Any] = ()) -> None:
         self._config, self._real_section, self._out = job.config, job.real, job.out
+        self._given_generator, self._given_judges = generator, list(judges)
         self._streak = Streak(job.config.stop_after_failures)
 
     def do(self, unit: Unit) -> Any:
@@ -108,7 +109,9 @@ class Worker:
     @functools.cached_property
     def _generator(self) -> Any:
         generate = self._config.generate
-        return open_backend("generators", generate.generator, generate.options, "generate.options")
+        return self._given_generator or open_backend(
+            "generators", generate.generator, generate.options, "generate.options"
+        )
 
     @functools.cached_property
     def _screener(self) -> Screener | None:
@@ -116,7 +119,7 @@ class Worker:
 
     @functools.cached_property
     def _judges(self) -> list[Any]:
-        return open_judges(self._config.score)
+        return self._given_judges or open_judges(self._config.score)
 
     # ------------------------------------------------------------------------------------------------------- real half
 

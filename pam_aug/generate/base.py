@@ -10,7 +10,7 @@ from numpy import ndarray
 from pam_aug.render.conditions import Conditions
 from pam_aug.rollouts.scene import Scene
 
-__all__ = ["GeneratedImage", "Generator", "Prompted"]
+__all__ = ["Filed", "GeneratedImage", "Generator", "Prompted"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,4 +60,13 @@ class Prompted(Protocol):
 
     def prompt(self, scene: Scene, seed: int) -> str:
         """The text of a candidate, a function of the scene and the seed only."""
+        ...
+
+
+@runtime_checkable
+class Filed(Protocol):
+    """A generator whose images depend on files of the user's: a build goes on only with the same content."""
+
+    def content(self) -> dict[str, str]:
+        """A hash of each such file or folder by the option that names it. Asked for where nothing is missing."""
         ...

@@ -34,6 +34,15 @@ class HintEncoder(nn.Sequential):
         for parameter in self[-1].parameters():
             nn.init.zeros_(parameter)
 
+    def widen(self) -> None:
+        """Draw all convolutions but the last anew so that they keep the pixels' variation (He et al. 2015, biases
+        zero). torch's own draw, which PAM's code trains from, lets a few ten-thousandths of it through: where training
+        is short, the conditions are then never found."""
+        for layer in list(self)[:-1]:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
 
 class ControlNet(nn.Module):
     """One of the two. Sizes are those of the FLUX transformer's `config`; modules are diffusers' and named alike, so

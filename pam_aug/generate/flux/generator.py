@@ -4,6 +4,7 @@ Once per input: text, condition images, hint tokens. Per batch of candidates: th
 noise is its seed's alone, so batches change nothing but rounding.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,10 +21,12 @@ from pam_aug.generate.base import GeneratedImage
 from pam_aug.generate.flux.captions import CaptionBook
 from pam_aug.generate.flux.checkpoint import load_control
 from pam_aug.generate.flux.controlnet import unpack_tokens
+from pam_aug.generate.flux.fingerprint import FLUX_FILES, captions_digest, fingerprint
 from pam_aug.generate.flux.looks import LOOKS, condition_images, condition_tensor, stretch_back
 from pam_aug.generate.flux.models import TextEncoders, decode_latents, load_transformer, load_vae, missing_files
 from pam_aug.generate.flux.prompts import OFFICIAL_PROMPT, drawn_prompt
-from pam_aug.generate.flux.sampling import MU_RULES, Prompt, candidate_noise, denoise, schedule_times, shift_mu
+from pam_aug.generate.flux.sampling import Prompt, candidate_noise, denoise
+from pam_aug.generate.flux.schedule import MU_RULES, schedule_times, shift_mu
 from pam_aug.render.conditions import Conditions
 from pam_aug.render.pieces import scene_conditions
 from pam_aug.rollouts.scene import Scene
@@ -127,6 +130,13 @@ class FluxGenerator:
         elif o.captions:
             _ = self._book  # a file of another form is told before any work, too
         return missing
+
+    def content(self) -> dict[str, str]:
+        """Of FLUX's folder (by the ends of its files), the ControlNets and the captions."""
+        with open(self._control_file, "rb") as file:
+            control = hashlib.file_digest(file, "sha256").hexdigest()
+        found = {"base": fingerprint(self._base, FLUX_FILES), "control": control}
+        return found | ({"captions": captions_digest(Path(self.options.captions))} if self.options.captions else {})
 
     def conditions(self, scene: Scene) -> Conditions:
         """Depth and segmentation of hands, forearms and objects; nothing else is asked of the model."""
@@ -246,13 +256,27 @@ class FluxGenerator:
         times = schedule_times(o.steps, shift_mu(o.width, o.height, o.mu))
         try:
             tokens = denoise(self._transformer, self._control, noise, hints, prompt, times, o.guidance)
-            return decode_latents(self._vae, unpack_tokens(tokens, noise.shape[2], noise.shape[3]))
         except torch.OutOfMemoryError as error:
             if len(seeds) == 1:
-                raise BackendError(
-                    "flux: one candidate does not fit the GPU's memory; set generate.options.memory_gb to 24 or 40",
-                    device=str(self._device),
-                ) from error
+                raise self._too_large("one candidate") from error
             self._batch = max(1, len(seeds) // 2)
+        else:
+            return self._decoded(unpack_tokens(tokens, noise.shape[2], noise.shape[3]))
         torch.cuda.empty_cache()
         return None
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        """Images (n,h,w,3). Where they do not fit together, halves of what stays painted are decoded by themselves."""
+        try:
+            return decode_latents(self._vae, latents)
+        except torch.OutOfMemoryError as error:
+            if len(latents) == 1:
+                raise self._too_large("one image's decoding") from error
+        torch.cuda.empty_cache()
+        return torch.cat([self._decoded(half) for half in latents.tensor_split(2)])
+
+    def _too_large(self, what: str) -> BackendError:
+        return BackendError(
+            f"flux: {what} does not fit the GPU's memory; set generate.options.memory_gb to 24 or 40",
+            device=str(self._device),
+        )

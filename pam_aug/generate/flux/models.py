@@ -32,6 +32,7 @@ __all__ = [
     "load_transformer",
     "load_vae",
     "missing_files",
+    "vae_scaling",
 ]
 
 _ADVICE = (
@@ -110,6 +111,18 @@ def load_vae(base: Path, dtype: torch.dtype, sizes: Mapping[str, Any] = DEV_VAE)
         (Path(folder) / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKL", **sizes}))
         vae = AutoencoderKL.from_single_file(str(path), config=folder, torch_dtype=dtype, local_files_only=True)
     return vae.eval().requires_grad_(False)
+
+
+def vae_scaling(base: Path, sizes: Mapping[str, Any] = DEV_VAE) -> tuple[float, float]:
+    """Factor and shift of the VAE's latents, (z - shift) · factor, without its weights. Raises SchemaError."""
+    path = base / "vae/config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else sizes
+        return float(found["scaling_factor"]), float(found["shift_factor"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SchemaError(
+            f"{path}: scaling_factor and shift_factor cannot be read ({error!r}); download it again", path=str(path)
+        ) from error
 
 
 class TextEncoders:

@@ -35,6 +35,7 @@ from pam_aug.errors import (
     UnsafeInput,
 )
 from pam_aug.generate.flux.looks import condition_tensor
+from pam_aug.generate.flux.models import TextEncoders
 from pam_aug.generate.flux.sampling import Prompt
 from pam_aug.rollouts.scene import LeftOut
 from pam_aug.schema import Sample, sample_from_json, sample_to_json
@@ -43,11 +44,10 @@ from pam_aug.shards.images import decode_image
 from pam_aug.train.run_folder import write_tensors
 from pam_aug.train.stage_two.examples import Example, Examples
 
-__all__ = ["Cache", "Cached", "claim_cache", "fingerprint", "write_parts", "write_prompts"]
+__all__ = ["Cache", "Cached", "claim_cache", "write_parts", "write_prompts"]
 
 _PART = 32
 _IMAGES = ("depth", "keypoints", "seg")
-_EDGE_BYTES = 1 << 20
 _KEPT_PROMPTS = 64
 _PER_EXAMPLE = (SourceError, SchemaError, BackendError, UnsafeInput, ShardDamaged)
 
@@ -63,21 +63,6 @@ class Cached(NamedTuple):
     def conditions(self, width: int, height: int) -> Float[Tensor, "1 12 height width"]:
         """The tensor that the ControlNets read."""
         return condition_tensor(self.images, width, height)
-
-
-def fingerprint(folder: Path, names: Iterable[str]) -> str:
-    """A name for models on disk: sha256 over each file's path, size, first and last MiB. Ten gigabytes of weights are
-    not read whole for it; files of equal sizes and ends are taken for equal."""
-    whole = hashlib.sha256()
-    roots = (folder / name for name in names)
-    for path in sorted(p for root in roots for p in ([root] if root.is_file() else root.rglob("*")) if p.is_file()):
-        size = path.stat().st_size
-        with open(path, "rb") as file:
-            ends = file.read(_EDGE_BYTES)
-            file.seek(max(size - _EDGE_BYTES, 0))
-            ends += file.read(_EDGE_BYTES)
-        whole.update(f"{path.relative_to(folder)}\0{size}\0".encode() + ends)
-    return whole.hexdigest()
 
 
 def claim_cache(identity: Mapping[str, Any], folder: Path) -> str:
@@ -149,16 +134,15 @@ def _tensors_of(example: Example, prefix: str, size: tuple[int, int], vae: Any) 
 
 
 def write_prompts(
-    texts: Iterable[str], folder: Path, name: str, encoders: Callable[[], Any], share: tuple[int, int]
+    texts: Iterable[str], folder: Path, name: str, encoders: TextEncoders, share: tuple[int, int]
 ) -> None:
     """Encode the captions that `folder` lacks, one by one: what a text gives depends on no other."""
     todo = [text for text in sorted(set(texts))[share[0] :: share[1]] if not _prompt_path(folder, text).is_file()]
     if not todo:
         return
     (folder / "prompts").mkdir(exist_ok=True)
-    model = encoders()
     for text in tqdm(todo, unit="caption", desc="captions", disable=None if share[0] == 0 else True):
-        prompt = model.encode([text])[0]
+        prompt = encoders.encode([text])[0]
         tensors = {"text": prompt.text[0].contiguous(), "pooled": prompt.pooled[0].contiguous()}
         write_tensors(_prompt_path(folder, text), tensors, {"prompt": json.dumps({"cache": name, "text": text})})
 

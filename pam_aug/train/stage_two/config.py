@@ -6,6 +6,9 @@ from typing import Any
 
 from pam_aug.config import resolve
 from pam_aug.errors import ConfigError
+from pam_aug.generate.flux.looks import LOOKS
+from pam_aug.generate.flux.prompts import OFFICIAL_PROMPT
+from pam_aug.generate.flux.schedule import MU_RULES
 from pam_aug.train.stage_two.objective import MASKING
 
 __all__ = ["ExampleConfig", "FluxConfig", "HeldOutConfig", "StageTwoConfig", "read_recipe"]
@@ -14,10 +17,15 @@ __all__ = ["ExampleConfig", "FluxConfig", "HeldOutConfig", "StageTwoConfig", "re
 @dataclass(frozen=True)
 class FluxConfig:
     """`base` is the folder of FLUX.1-dev. `control` is a controlnet.bin to go on from; "" starts both ControlNets from
-    FLUX's own embedders and first two blocks, as PAM does."""
+    FLUX's own embedders and first two blocks, as PAM does.
+
+    `stem` is how the convolutions that read the condition images start there: "official" as torch draws them, "he" so
+    that they keep the pixels' variation, which the official draw lets through to some ten-thousandths
+    (`controlnet.HintEncoder.widen`)."""
 
     base: str = "???"
     control: str = ""
+    stem: str = "official"
 
 
 @dataclass(frozen=True)
@@ -35,7 +43,7 @@ class ExampleConfig:
     part: str = "real"
     inputs: int = -1
     look: str = "dexycb"
-    prompt: str = "A hand is trying to grasp something"
+    prompt: str = OFFICIAL_PROMPT
     captions: str = ""
 
 
@@ -112,6 +120,8 @@ class StageTwoConfig:
             problems.append(f"{self.width}x{self.height}: FLUX paints multiples of 16")
         if self.masking not in MASKING:
             problems.append(f"masking {self.masking!r}: choose one of {', '.join(MASKING)}")
+        if self.flux.stem not in ("official", "he"):
+            problems.append(f"flux.stem {self.flux.stem!r}: choose official or he")
         if self.precision not in ("no", "bf16"):
             problems.append(f"precision {self.precision!r}: choose bf16 or no")
         if self.warmup < 0 or self.decay < 0 or self.warmup + self.decay > self.iterations:
@@ -139,13 +149,13 @@ def _problems(part: ExampleConfig) -> list[str]:
         problems.append("source: give it or shards, not both")
     if part.part not in ("real", "synthetic", "all"):
         problems.append(f"part {part.part!r}: choose real, synthetic or all")
-    if part.look not in ("dexycb", "oakink2"):
-        problems.append(f"look {part.look!r}: choose dexycb or oakink2")
+    if part.look not in LOOKS:
+        problems.append(f"look {part.look!r}: choose {' or '.join(LOOKS)}")
     if part.inputs == 0 or part.inputs < -1:
         problems.append(f"inputs {part.inputs}: a positive number, or -1 for all")
     if isinstance(part, HeldOutConfig):
         if min(part.every, part.steps) < 1 or part.candidates < 0:
             problems.append("every and steps are 1 or more, candidates 0 or more")
-        if part.mu not in ("official", "token_count"):
-            problems.append(f"mu {part.mu!r}: choose official or token_count")
+        if part.mu not in MU_RULES:
+            problems.append(f"mu {part.mu!r}: choose {' or '.join(MU_RULES)}")
     return problems

@@ -1,6 +1,5 @@
 """Training examples of stage II: an image, its label, the condition images in PAM's look, and a caption."""
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from jaxtyping import UInt8
 from pam_aug import registry
 from pam_aug.config import resolve, to_dict
 from pam_aug.errors import ConfigError, SourceError
+from pam_aug.generate.flux.fingerprint import captions_digest
 from pam_aug.generate.flux.looks import condition_images
 from pam_aug.render.conditions import Conditions
 from pam_aug.render.pieces import scene_conditions
@@ -60,7 +60,7 @@ class Examples:
             "inputs": count,
             "look": config.look,
             "prompt": config.prompt,
-            "captions": _digest(Path(config.captions)) if config.captions else "",
+            "captions": captions_digest(Path(config.captions)) if config.captions else "",
         }
 
     def __len__(self) -> int:
@@ -163,15 +163,3 @@ class _Shards:
                 self._open[1].close()
             self._open = shard, ShardReader(self._paths[shard])
         return self._open[1]
-
-
-def _digest(path: Path) -> str:
-    """sha256 of a file, or of a folder's descriptions.json files by name."""
-    files = sorted(path.rglob("descriptions.json")) if path.is_dir() else [path]
-    whole = hashlib.sha256()
-    try:
-        for file in files:
-            whole.update(str(file.relative_to(path)).encode() + b"\0" + file.read_bytes())
-    except OSError as error:
-        raise ConfigError(f"{path}: the captions cannot be read ({error.strerror})", path=str(path)) from error
-    return whole.hexdigest()

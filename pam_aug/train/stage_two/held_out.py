@@ -16,7 +16,8 @@ from pam_aug.errors import AssetMissing
 from pam_aug.generate.flux.controlnet import ControlPair, unpack_tokens
 from pam_aug.generate.flux.looks import stretch_back
 from pam_aug.generate.flux.models import decode_latents, load_vae
-from pam_aug.generate.flux.sampling import candidate_noise, denoise, schedule_times, shift_mu
+from pam_aug.generate.flux.sampling import candidate_noise, denoise
+from pam_aug.generate.flux.schedule import schedule_times, shift_mu
 from pam_aug.score import score_candidates
 from pam_aug.seeds import derived_seed
 from pam_aug.train.stage_two.batches import draw

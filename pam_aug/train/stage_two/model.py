@@ -63,6 +63,9 @@ def new_pair(config: StageTwoConfig, transformer: Any) -> ControlPair:
         torch.manual_seed(config.seed)
         pair = ControlPair(transformer.config)
         pair.start_from(transformer)
+        if config.flux.stem == "he":
+            for net in (pair.controlnet1, pair.controlnet2):
+                net.input_hint_block.widen()
     return pair.train().requires_grad_(True)
 
 

@@ -5,11 +5,12 @@ a function of its number, so the checkpoint is weights, optimiser and the number
 """
 
 import copy
+import functools
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,13 @@ from pam_aug.config import config_hash, to_dict
 from pam_aug.errors import AssetMissing, BackendError, ConfigError
 from pam_aug.generate.flux.checkpoint import save_control
 from pam_aug.generate.flux.controlnet import ControlPair
-from pam_aug.generate.flux.models import TextEncoders, load_vae
-from pam_aug.shards.atomic import write_atomic
+from pam_aug.generate.flux.fingerprint import TEXT_FILES, VAE_FILES, fingerprint
+from pam_aug.generate.flux.models import TextEncoders, load_vae, vae_scaling
+from pam_aug.shards.atomic import TEMPORARY_PREFIX, storage_errors, write_atomic
 from pam_aug.train.optim import average_into, schedule, set_learning_rate
 from pam_aug.train.run_folder import Table, claim, load_checkpoint, log_values, open_board, save_checkpoint
 from pam_aug.train.stage_two.batches import FlowBatches
-from pam_aug.train.stage_two.cache import Cache, claim_cache, fingerprint, write_parts, write_prompts
+from pam_aug.train.stage_two.cache import Cache, claim_cache, write_parts, write_prompts
 from pam_aug.train.stage_two.config import StageTwoConfig, read_recipe
 from pam_aug.train.stage_two.examples import Examples
 from pam_aug.train.stage_two.held_out import MEASURED, HeldOut, open_estimator
@@ -39,8 +41,6 @@ __all__ = ["StageTwoRun", "run_stage_two"]
 # Not part of what is trained: a run may go on with other values.
 _RUNTIME = ("threads", "loaders", "checkpoint_every", "export_every", "tensorboard", "cpu", "cache")
 _LOGGED = ("loss", "norm1", "norm2", "lr", "images_per_s")
-_VAE_FILES = ("vae", "ae.safetensors")
-_TEXT_FILES = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 
 
 def run_stage_two(recipe: Mapping[str, Any], out: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -76,11 +76,16 @@ class StageTwoRun:
             out.mkdir(parents=True, exist_ok=True)
             claim(_trained(config), out)
         self.accelerator.wait_for_everyone()
-        self.scaling = (0.0, 0.0)
-        self.cache = self._cached(examples, "data")
+        base = Path(config.flux.base)
+        self.scaling = vae_scaling(base)
+        encoders = TextEncoders(base, DTYPES[config.precision], self.device)
+        vae = functools.cache(lambda: load_vae(base, torch.float32).to(self.device))  # where a cache lacks latents
+        self.cache = self._cached(examples, "data", vae, encoders)
         self.held_out = None
         if measured is not None:
-            self.held_out = HeldOut(self._cached(measured, "held-out"), config, self.scaling, self.share)
+            self.held_out = HeldOut(self._cached(measured, "held-out", vae, encoders), config, self.scaling, self.share)
+        encoders.free()
+        del vae
         self.transformer = load_frozen(config, self.device)
         self.pair = new_pair(config, self.transformer).to(self.device)
         self.averaged = copy.deepcopy(self.pair).requires_grad_(False) if config.ema else None
@@ -196,32 +201,25 @@ class StageTwoRun:
         self.accelerator.wait_for_everyone()
         return self.figures
 
-    def _cached(self, examples: Examples, name: str) -> Cache:
+    def _cached(self, examples: Examples, name: str, vae: Callable[[], Any], encoders: TextEncoders) -> Cache:
         """The cache of some examples, made where it is not there: every process makes its share."""
         config, base = self.config, Path(self.config.flux.base)
         folder = (Path(config.cache) if config.cache else self.out / "cache") / name
-        dtype = DTYPES[config.precision]
         identity = {
             **examples.identity,
             "size": [config.width, config.height],
-            "vae": fingerprint(base, _VAE_FILES),
-            "text_encoders": fingerprint(base, _TEXT_FILES),
-            "text_dtype": str(dtype),
+            "vae": fingerprint(base, VAE_FILES),
+            "text_encoders": fingerprint(base, TEXT_FILES),
+            "text_dtype": str(DTYPES[config.precision]),
         }
         if self.main:
             claim_cache(identity, folder)
         self.accelerator.wait_for_everyone()
         made = claim_cache(identity, folder)
-        vae: Any = load_vae(base, torch.float32)
-        self.scaling = float(vae.config["scaling_factor"]), float(vae.config["shift_factor"])
-        size = config.width, config.height
-        write_parts(examples, folder, made, size, lambda: vae.to(self.device), self.share)
-        del vae
+        write_parts(examples, folder, made, (config.width, config.height), vae, self.share)
         self.accelerator.wait_for_everyone()
         cache = Cache(folder, made, len(examples))
-        encoders = TextEncoders(base, dtype, self.device)
-        write_prompts(cache.texts, folder, made, lambda: encoders, self.share)
-        encoders.free()
+        write_prompts(cache.texts, folder, made, encoders, self.share)
         self.accelerator.wait_for_everyone()
         return cache
 
@@ -245,9 +243,10 @@ class StageTwoRun:
         with torch.device("meta"):
             plain = ControlPair(self.transformer.config)
         plain.load_state_dict({k: v.detach().cpu().to(dtype) for k, v in pair.state_dict().items()}, assign=True)
-        partial = path.with_name(f".tmp-{path.name}")
-        save_control(plain, partial)
-        os.replace(partial, path)
+        partial = path.with_name(f"{TEMPORARY_PREFIX}{path.name}")  # whose ending says the form
+        with storage_errors(path):
+            save_control(plain, partial)
+            os.replace(partial, path)
 
     def _save(self, seconds: float) -> None:
         """The checkpoint; of DeepSpeed, whose optimiser lies in parts on all processes, with a folder of its own."""
