@@ -43,7 +43,8 @@ def lift_success_rows(meshes: list[str], pattern: str, seeds: int, workers: int)
     return rows
 
 
-def _own_shapes(folder: Path) -> list[str]:
+def own_shapes(folder: Path) -> list[str]:
+    """A box, a can and a ball, written into `folder`; what `lift_success_rows` takes as meshes."""
     import trimesh
 
     shapes = {
@@ -64,6 +65,6 @@ if __name__ == "__main__":
     arguments.add_argument("--workers", type=int, default=1)
     given = arguments.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        places = given.meshes or _own_shapes(Path(temporary))
+        places = given.meshes or own_shapes(Path(temporary))
         found = lift_success_rows(places, given.pattern, 2 if given.quick else given.seeds, given.workers)
     print_rows(found, given.json, ["mujoco", "coacd", "numpy"])

@@ -97,9 +97,17 @@ class GraspSampler:
         return self._within(pose)
 
     def grasp(
-        self, rng: np.random.Generator, kind: GraspKind, surface: Surface, betas: Float[np.ndarray, "10"]
+        self,
+        rng: np.random.Generator,
+        kind: GraspKind,
+        surface: Surface,
+        betas: Float[np.ndarray, "10"],
+        squeeze_m: tuple[float, float] = (0.0, 0.0015),
     ) -> Grasp:
-        """A hand of the given shape on the object, `kind` deciding how they meet."""
+        """A hand of the given shape on the object, `kind` deciding how they meet.
+
+        Skin that closes on the object ends inside it by a depth between those of `squeeze_m`.
+        """
         shaped, joints = self._shape(betas)
         pose = self._preshape(rng, spread=0.7)
         close = {finger: self._closing(rng, finger) for finger in _FIRST_JOINT}
@@ -114,7 +122,7 @@ class GraspSampler:
         else:
             T, away = self._between_tips(rng, kind, pose, close, surface, shaped, joints)
             T = self._clear_palm(T, pose, shaped, joints, surface, away)
-        squeeze = rng.uniform(0.0, 0.0015)
+        squeeze = rng.uniform(*squeeze_m)
         fingers = {"pinch": ("thumb", "index"), "tripod": ("thumb", "index", "middle")}.get(kind, tuple(close))
         pose = self._close(pose, close, fingers, T, shaped, joints, surface, squeeze, rng.uniform(0.8, 1.0))
         idle = tuple(f for f in close if f not in fingers)

@@ -41,11 +41,18 @@ class Capsules(NamedTuple):
 
     def distance_m(self, points_m: Float[np.ndarray, "p 3"]) -> Float[np.ndarray, "p"]:
         """Signed distance of points to the union's surface, negative inside."""
+        return self.nearest(points_m)[0]
+
+    def nearest(self, points_m: Float[np.ndarray, "p 3"]) -> tuple[Float[np.ndarray, "p"], Float[np.ndarray, "p 3"]]:
+        """Signed distance of points to the nearest capsule, and the unit direction away from its axis."""
         along = self.ends_m - self.starts_m
         away = points_m[:, None] - self.starts_m
         share = np.einsum("pni,ni->pn", away, along) / np.maximum(np.einsum("ni,ni->n", along, along), 1e-12)
         off = away - np.clip(share, 0.0, 1.0)[..., None] * along
-        return (np.linalg.norm(off, axis=2) - self.radii_m).min(1)
+        length = np.linalg.norm(off, axis=2)
+        row, column = np.arange(len(points_m)), (length - self.radii_m).argmin(1)
+        length = length[row, column]
+        return length - self.radii_m[column], off[row, column] / np.maximum(length, 1e-12)[:, None]
 
 
 def hand_capsules(
