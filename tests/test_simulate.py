@@ -1,6 +1,7 @@
 """Stage I: the simulated hand is MANO's tree, grasps lift, labels are exact, the same seed gives the same bytes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,13 @@ import trimesh
 pytest.importorskip("mujoco")
 
 from pam_aug.errors import ConfigError, SourceError
+from pam_aug.geometry import axis_angle_to_matrix, rigid_matrix
 from pam_aug.hand import HandLayer, load_open_hand
 from pam_aug.registry import load
 from pam_aug.rollouts.archive import read_archive, write_archive
 from pam_aug.rollouts.contact import hand_parts, measure_contact
 from pam_aug.rollouts.label import pose_hand
+from pam_aug.rollouts.mesh_queries import signed_distance_m
 from pam_aug.rollouts.scene import load_mesh
 from pam_aug.rollouts.sim_control import HELD_S, LIFTED_M
 from pam_aug.rollouts.sim_hand import make_sim_hand
@@ -160,6 +163,60 @@ def test_a_given_grasp_and_target_are_used(ready, rollout):
     assert len(made.attempts) == 1
     assert made.success, made.attempts
     assert np.linalg.norm(made.motion.T_world_obj[-1][:2, 3] - target[:2, 3]) < 0.03
+
+
+def _depth_mm(archive, mesh, frame: int) -> float:
+    """How deep the posed hand of an archive's frame is in the mesh; below 0: how far away."""
+    hand = load_open_hand(archive.hand_side[0])
+    transl = (
+        archive.hand_transl[frame, 0]
+        - HandLayer(hand, dtype=torch.float64)
+        .wrist_from_transl(torch.zeros(1, 3).double(), torch.from_numpy(archive.hand_betas[:1]).double())
+        .numpy()[0]
+    )
+    numbers = (archive.hand_global_orient[frame, 0], archive.hand_pose[frame, 0], archive.hand_betas[0], transl)
+    verts, joints = pose_hand(HandLayer(hand, dtype=torch.float64), *numbers)
+    np.testing.assert_allclose(joints, archive.hand_joints3d[frame, 0], atol=1e-7)
+    T = archive.object_pose[frame, 0]
+    local = (verts - T[:3, 3]) @ T[:3, :3]
+    return -1e3 * float(signed_distance_m(local, mesh.vertices_m, mesh.faces).min())
+
+
+@pytest.mark.parametrize(("side", "first"), [("left", 0.0), ("right", 2.0), ("left", -2.0)])
+def test_left_and_other_hands_hold_the_mesh_that_was_given(tmp_path, side, first):
+    """A wedge beside its origin: were anything mirrored once too often, the labels' hand would miss or enter it."""
+    corners = np.array([[x, y, z] for x in (-0.025, 0.025) for y in (-0.03, 0.03) for z in (-0.06, 0.06)])
+    corners[(corners[:, 0] > 0) & (corners[:, 2] > 0), 0] *= 0.6
+    corners[(corners[:, 1] > 0) & (corners[:, 2] > 0), 1] *= 0.8
+    trimesh.convex.convex_hull(corners + np.array([0.03, 0.0, 0.0])).export(tmp_path / "wedge.obj")
+    mesh, betas = load_mesh(tmp_path / "wedge.obj", "wedge"), np.array([first, 1.0, *np.zeros(8)])
+    ready = prepare(mesh, side=side, betas=betas)
+    assert ready.thing.mass_kg == pytest.approx(prepare(mesh).thing.mass_kg, rel=1e-9)
+    made = simulate(ready, 0)
+    assert made.success, made.attempts
+    archive = to_archive(ready, made, "wedge.obj")
+    assert archive.hand_side == (side,)
+    assert archive.hand_betas[0].tolist() == betas.tolist()
+    held = made.motion.phase.index("hold") + 5
+    assert -2.0 < _depth_mm(archive, mesh, held) < 6.0
+    wrong = replace(mesh, vertices_m=mesh.vertices_m * [-1.0, 1.0, 1.0])
+    assert not -2.0 < _depth_mm(archive, wrong, held) < 6.0
+    assert np.linalg.det(archive.object_pose[held, 0]) == pytest.approx(1.0)
+    write_archive(tmp_path / "r.npz", archive)
+    source = load("converters", "rollout-npz")
+    sample = source(source.Options(archives=str(tmp_path), start=held, stride=500)).item(0).sample
+    assert sample.hands[0].side == side
+
+
+def test_a_given_left_grasp_is_used(box_file):
+    ready = prepare(load_mesh(box_file, "box"), side="left")
+    made = simulate(ready, 1)
+    archive, touch = to_archive(ready, made, "box.obj"), made.motion.phase.index("squeeze")
+    T = rigid_matrix(axis_angle_to_matrix(archive.hand_global_orient[touch, 0]), archive.hand_transl[touch, 0])
+    again = simulate(ready, 7, grasp=GivenGrasp(archive.object_pose[0, 0], T, archive.hand_pose[touch, 0]))
+    assert again.success, again.attempts
+    begin = to_archive(ready, again, "box.obj").object_pose[0, 0]
+    np.testing.assert_allclose(begin, archive.object_pose[0, 0], atol=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -15,18 +15,24 @@ from typing import Any, Final
 import numpy as np
 
 from pam_aug.build.progress import Progress
+from pam_aug.build.rollout_given import read_grasp, read_target
+from pam_aug.build.rollout_video import film
 from pam_aug.engines.local import Failure, LocalEngine
 from pam_aug.errors import BudgetExceeded, ConfigError, PamAugError, SourceError
+from pam_aug.hand import Side
 from pam_aug.rollouts.archive import write_archive
 from pam_aug.rollouts.scene import load_mesh
 from pam_aug.rollouts.sim_scene import load_mujoco
-from pam_aug.rollouts.simulate import TRIES, GivenGrasp, Prepared, prepare, simulate, to_archive
+from pam_aug.rollouts.simulate import PARAMETERS, TRIES, Prepared, prepare, simulate, to_archive
+from pam_aug.seeds import derived_seed
 from pam_aug.shards.atomic import write_atomic
 
 __all__ = ["RolloutJob", "RolloutTable", "roll_out"]
 
 _SUFFIXES: Final = (".obj", ".ply", ".stl", ".off", ".glb")
 _TABLE: Final = "rollouts.json"
+_FURTHEST: Final = 2.5  # standard deviations of a drawn shape value
+_LARGEST_BETA: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,9 @@ class RolloutJob:
 
     `meshes` are files or folders (searched with `pattern`). `scale` takes mesh units to metres; `mass_kg` below 0 is
     found from the volume. `start` is a JSON file with T_world_obj and T_world_wrist (4x4, metres, z up, table at 0) and
-    hand_pose (45, absolute axis-angle); `target` one with T_world_obj.
+    hand_pose (45, absolute axis-angle); `target` one with T_world_obj. `side` is the hand's; its shape is `betas` (up
+    to 10 values, the rest 0) plus what each seed draws, normal with `shape_spread` as standard deviation, for all
+    objects the same: a seed is a person. `video` films every success (`<seed>.mp4`).
     """
 
     meshes: tuple[str, ...]
@@ -48,6 +56,19 @@ class RolloutJob:
     pattern: str = "**/*"
     start: str = ""
     target: str = ""
+    side: str = "right"
+    betas: tuple[float, ...] = ()
+    shape_spread: float = 0.0
+    video: bool = False
+
+    def shape(self, seed: int) -> tuple[float, ...]:
+        """The 10 shape values of a seed's hand."""
+        betas = np.zeros(10)
+        betas[: len(self.betas)] = self.betas
+        if self.shape_spread > 0:
+            rng = np.random.default_rng(derived_seed("hand shape", seed))
+            betas += self.shape_spread * np.clip(rng.normal(size=10), -_FURTHEST, _FURTHEST)
+        return tuple(float(b) for b in np.round(betas, 6))
 
 
 @dataclass(frozen=True)
@@ -176,6 +197,13 @@ def _check(job: RolloutJob) -> None:
             raise ConfigError(f"rollout: {name} {getattr(job, name)} should be {low} or more")
     if not 0 < job.scale < 1e4:
         raise ConfigError(f"rollout: scale {job.scale} should be above 0; 0.001 takes millimetres to metres")
+    if job.side not in ("right", "left"):
+        raise ConfigError(f"rollout: side {job.side!r} should be right or left", side=job.side)
+    if len(job.betas) > 10 or not all(abs(b) <= _LARGEST_BETA for b in job.betas) or not 0 <= job.shape_spread <= 2:
+        raise ConfigError(
+            f"rollout: betas {list(job.betas)} are up to 10 numbers from -{_LARGEST_BETA:g} to {_LARGEST_BETA:g}, "
+            f"shape_spread {job.shape_spread} is 0 (always the same hand) to 2"
+        )
 
 
 def _going(units: Sequence[_Unit], errors: dict[str, PamAugError]) -> Iterator[_Unit]:
@@ -190,8 +218,9 @@ def _make_work(job: RolloutJob) -> Any:
 
 
 @lru_cache(maxsize=2)
-def _prepared(path: str, name: str, scale: float, mass_kg: float) -> Prepared:
-    return prepare(load_mesh(path, name, scale), mass_kg if mass_kg >= 0 else None)
+def _prepared(path: str, name: str, scale: float, mass_kg: float, side: Side, betas: tuple[float, ...]) -> Prepared:
+    mass = mass_kg if mass_kg >= 0 else None
+    return prepare(load_mesh(path, name, scale), mass, side=side, betas=np.array(betas))
 
 
 def _roll_one(job: RolloutJob, unit: _Unit) -> dict[str, Any]:
@@ -199,14 +228,16 @@ def _roll_one(job: RolloutJob, unit: _Unit) -> dict[str, Any]:
     folder = Path(job.out) / unit.name
     record, archive = folder / f"{unit.seed:04d}.json", folder / f"{unit.seed:04d}.npz"
     begin = time.perf_counter()
-    ready = _prepared(unit.path, unit.name, job.scale, job.mass_kg)
+    betas = job.shape(unit.seed)
+    ready = _prepared(unit.path, unit.name, job.scale, job.mass_kg, "left" if job.side == "left" else "right", betas)
     key = _key(job, ready, unit.seed)
     if record.is_file():
         row = json.loads(record.read_text())
         if row.get("key") == key and (archive.is_file() or not row["success"]):
+            _film(job, archive, row["success"])
             return row
-    grasp = _grasp(job.start) if job.start else None
-    target = _matrix(job.target, _read_json(job.target), "T_world_obj") if job.target else None
+    grasp = read_grasp(job.start) if job.start else None
+    target = read_target(job.target) if job.target else None
     rollout = simulate(ready, unit.seed, tries=job.tries, grasp=grasp, T_world_target=target)
     seconds = time.perf_counter() - begin
     folder.mkdir(parents=True, exist_ok=True)
@@ -223,6 +254,8 @@ def _roll_one(job: RolloutJob, unit: _Unit) -> dict[str, Any]:
         "seed": unit.seed,
         "success": rollout.success,
         "reason": rollout.reason,
+        "side": ready.side,
+        "betas": list(betas),
         "attempts": [asdict(a) for a in rollout.attempts],
         "seconds": seconds,
         "mass_kg": ready.thing.mass_kg,
@@ -230,46 +263,22 @@ def _roll_one(job: RolloutJob, unit: _Unit) -> dict[str, Any]:
         "key": key,
     }
     write_atomic(record, json.dumps(row).encode())
+    _film(job, archive, rollout.success)
     return row
+
+
+def _film(job: RolloutJob, archive: Path, success: bool) -> None:
+    """The video of a success, where it is wanted and not there; none is left of a failure."""
+    video = archive.with_suffix(".mp4")
+    if not success:
+        video.unlink(missing_ok=True)
+    elif job.video and not (video.is_file() and video.stat().st_mtime >= archive.stat().st_mtime):
+        film(archive, video)
 
 
 def _key(job: RolloutJob, ready: Prepared, seed: int) -> str:
     """Names everything that decides a rollout's bytes, so that a record of another command is not taken for ours."""
     given = [Path(p).read_text() if p else "" for p in (job.start, job.target)]
-    parts = [ready.mesh.sha256, seed, job.tries, job.scale, job.mass_kg, load_mujoco().__version__, *given]
+    parts = [PARAMETERS, ready.mesh.sha256, seed, job.tries, job.scale, job.mass_kg, load_mujoco().__version__, *given]
+    parts += [ready.side, *ready.hand.betas.tolist()]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _grasp(path: str) -> GivenGrasp:
-    given = _read_json(path)
-    pose = np.asarray(given.get("hand_pose", []), np.float64).ravel()
-    if pose.shape != (45,) or not np.isfinite(pose).all():
-        raise SourceError(f"{path}: hand_pose should be 45 finite numbers (absolute axis-angle, MANO's order)")
-    return GivenGrasp(_matrix(path, given, "T_world_obj"), _matrix(path, given, "T_world_wrist"), pose)
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    try:
-        given = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise SourceError(f"{path}: not a readable JSON file ({error})", path=path) from error
-    if not isinstance(given, dict):
-        raise SourceError(f"{path}: should hold one JSON object", path=path)
-    return given
-
-
-def _matrix(path: str, given: dict[str, Any], name: str) -> np.ndarray:
-    try:
-        T = np.asarray(given[name], np.float64)
-    except (KeyError, ValueError, TypeError) as error:
-        raise SourceError(f"{path}: {name} should be a 4x4 matrix in metres", path=path) from error
-    if T.shape != (4, 4) or not np.isfinite(T).all():
-        raise SourceError(f"{path}: {name} should be a finite 4x4 matrix in metres", path=path)
-    R = T[:3, :3]
-    if np.abs(R @ R.T - np.eye(3)).max() > 1e-3 or np.linalg.det(R) < 0:
-        raise SourceError(f"{path}: the upper left of {name} is no rotation", path=path)
-    if np.abs(T[:3, 3]).max() > 5.0:
-        raise SourceError(
-            f"{path}: {name} is {np.abs(T[:3, 3]).max():.0f} m away; are its units millimetres?", path=path
-        )
-    return T

@@ -20,6 +20,7 @@ from pam_aug.cli.options import (
     Workers,
     judges,
     named_options,
+    numbers,
     overrides_of,
     recipe_folder,
     show,
@@ -178,6 +179,10 @@ def rollout(
     pattern: Annotated[str, typer.Option(help="Which files of a folder are meshes.")] = "**/*",
     start: Annotated[str, typer.Option(help="JSON with T_world_obj, T_world_wrist and hand_pose to grasp with.")] = "",
     target: Annotated[str, typer.Option(help="JSON with T_world_obj where the object is to be set down.")] = "",
+    side: Annotated[str, typer.Option(help="right or left hand.")] = "right",
+    betas: Annotated[str, typer.Option(help='The hand\'s shape, up to 10 values: "1.5,-0.5".')] = "",
+    shape_spread: Annotated[float, typer.Option(help="Spread of shapes that seeds draw; 0: always the same.")] = 0.0,
+    video: Annotated[bool, typer.Option("--video", help="Film every success: SEED.mp4 beside its archive.")] = False,
     workers: Workers = -1,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -186,8 +191,9 @@ def rollout(
     from pam_aug.build.rollouts import RolloutJob, roll_out
 
     job = RolloutJob(
-        tuple(meshes), str(out), seeds, first_seed, tries, scale, mass_kg, pattern=pattern, start=start, target=target
-    )
+        tuple(meshes), str(out), seeds, first_seed, tries, scale, mass_kg, pattern=pattern, start=start, target=target,
+        side=side, betas=numbers(betas, "--betas"), shape_spread=shape_spread, video=video,
+    )  # fmt: skip
     table = roll_out(job, workers, dry_run)
     show(table, as_json)
 

@@ -23,6 +23,7 @@ __all__ = [
     "Workers",
     "judges",
     "named_options",
+    "numbers",
     "overrides_of",
     "recipe_folder",
     "show",
@@ -57,6 +58,14 @@ def named_options(arguments: list[str]) -> list[str]:
             value = rest.pop(0) if rest and not rest[0].startswith("--") else "true"
         named.append(f"{name[2:].replace('-', '_')}={value}")
     return named
+
+
+def numbers(text: str, option: str) -> tuple[float, ...]:
+    """Numbers joined by commas, as an option gives them. Raises ConfigError."""
+    try:
+        return tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError as error:
+        raise ConfigError(f"{option} {text!r}: numbers joined by commas are wanted", option=option) from error
 
 
 def recipe_folder() -> Any:

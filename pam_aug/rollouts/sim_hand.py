@@ -48,13 +48,14 @@ class Capsule(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class SimHand:
-    """A right hand of the mean shape: where its joints are, its hinges, its capsules and its finger pads.
+    """A right hand: where its joints are, its hinges, its capsules and its finger pads, for the shape `betas`.
 
     `pads_m` and `pad_normals` (5,3): the middle of each digit's pad and the way it faces, at rest; on the body of that
     digit's last joint.
     """
 
     assets: HandAssets
+    betas: Float[np.ndarray, "10"]
     joints_m: Float[np.ndarray, "16 3"]
     dofs: tuple[Dof, ...]
     capsules: tuple[Capsule, ...]
@@ -121,10 +122,11 @@ class SimHand:
         return moved + place[0, joints][:, None], np.array([c.radius_m for c in self.capsules])
 
 
-def make_sim_hand(assets: HandAssets) -> SimHand:
-    """The hand of a model that knows its joints' axes and ranges, as the open hand does.
+def make_sim_hand(assets: HandAssets, betas: Float[np.ndarray, "10"] | None = None) -> SimHand:
+    """The hand of a model that knows its joints' axes and ranges, as the open hand does; of the mean shape by default.
 
-    Raises ConfigError for a model that does not (MANO's files say nothing of them) and for a left hand.
+    Raises ConfigError for a model that does not (MANO's files say nothing of them) and for a left hand: a left hand's
+    grasp is the mirror image of a right hand's on the mirrored object.
     """
     if not assets.joint_ranges_rad.any():
         raise ConfigError(
@@ -132,8 +134,12 @@ def make_sim_hand(assets: HandAssets) -> SimHand:
             "open hand (its poses mean the same on MANO)"
         )
     if assets.side != "right":
-        raise ConfigError(f"{assets.name}: right hands are simulated; mirror the rollout for a left one")
+        raise ConfigError(f"{assets.name}: right hands are simulated; a left one's rollout is a mirror image")
+    betas = np.zeros(10) if betas is None else np.asarray(betas, np.float64)
     joints, verts = assets.rest_joints_m, assets.v_template.astype(np.float64)
+    if betas.any():
+        verts = verts + assets.shapedirs.astype(np.float64) @ betas
+        joints = assets.J_regressor.astype(np.float64) @ verts
     tips = verts[list(TIP_SETS["smplx"]["right"])]
     carried = assets.weights.argmax(1)
     dofs: list[Dof] = []
@@ -156,7 +162,7 @@ def make_sim_hand(assets: HandAssets) -> SimHand:
                 normals[number] = facing / np.linalg.norm(facing)
                 middle = capsule.start_m + _PAD_ALONG * (capsule.end_m - capsule.start_m)
                 pads[number] = middle + capsule.radius_m * normals[number]
-    return SimHand(assets, joints, tuple(dofs), tuple(capsules), pads, normals)
+    return SimHand(assets, betas, joints, tuple(dofs), tuple(capsules), pads, normals)
 
 
 def _palm(joints: np.ndarray, verts: np.ndarray) -> list[Capsule]:

@@ -3,6 +3,9 @@
 A seed draws how the object lies on the table and a list of grasps made from its surface; they are tried in turn until
 one succeeds, which means that the object stays 5 cm up for half a second. All the randomness is the seed's and the
 engine runs on one thread, so the same mesh, seed and engine version give the same bytes.
+
+The engine knows right hands. A left hand's rollout is simulated in the mirror (x changes its sign: the object's parts,
+what is given, and the hand), and what comes out is mirrored back; mechanics has no handedness, so nothing is lost.
 """
 
 import json
@@ -16,9 +19,9 @@ from jaxtyping import Float
 
 from pam_aug.errors import SourceError
 from pam_aug.geometry import matrix_to_axis_angle, rigid_matrix
-from pam_aug.hand import HandLayer, load_open_hand
+from pam_aug.hand import HandLayer, Side, load_open_hand, mirror_params
 from pam_aug.rollouts.archive import RolloutArchive
-from pam_aug.rollouts.convex_parts import check_mesh, convex_parts
+from pam_aug.rollouts.convex_parts import ConvexPart, check_mesh, convex_parts
 from pam_aug.rollouts.grasp_starts import Start, find_starts, given_start
 from pam_aug.rollouts.label import pose_hand
 from pam_aug.rollouts.scene import Mesh
@@ -28,7 +31,10 @@ from pam_aug.rollouts.sim_object import SimObject, make_sim_object
 from pam_aug.rollouts.sim_scene import FPS, GRAVITY, World, load_mujoco, make_world
 from pam_aug.seeds import derived_seed
 
-__all__ = ["TRIES", "Attempt", "GivenGrasp", "Prepared", "Rollout", "prepare", "simulate", "to_archive"]
+__all__ = ["PARAMETERS", "TRIES", "Attempt", "GivenGrasp", "Prepared", "Rollout", "prepare", "simulate", "to_archive"]
+
+PARAMETERS: Final = 1
+"""Number of the committed parameter set; it rises when a change of code or constants changes rollouts."""
 
 TRIES: Final = 8
 """Grasps that a seed may try."""
@@ -37,13 +43,18 @@ _MOVED_M: Final = 0.03
 _TURNED: Final = 0.97
 _TARGET_M: Final = 0.08
 _TARGET_RAD: Final = 0.35
+_MIRROR: Final = np.array([-1.0, 1.0, 1.0, 1.0])
 
 
 @dataclass(frozen=True, eq=False)
 class Prepared:
-    """A mesh made ready once for all its seeds: parts, compiled world, and the poses in which it comes to rest."""
+    """A mesh made ready once for all its seeds: parts, compiled world, and the poses in which it comes to rest.
+
+    For a left hand all but `mesh` is mirrored.
+    """
 
     mesh: Mesh
+    side: Side
     hand: SimHand
     thing: SimObject
     world: World
@@ -87,8 +98,15 @@ class Rollout:
         return "" if self.success else (self.attempts[-1].reason if self.attempts else "no_start")
 
 
-def prepare(mesh: Mesh, mass_kg: float | None = None, cache_dir: str | None = None) -> Prepared:
-    """Split, weigh, compile and settle an object.
+def prepare(
+    mesh: Mesh,
+    mass_kg: float | None = None,
+    cache_dir: str | None = None,
+    *,
+    side: Side = "right",
+    betas: Float[np.ndarray, "10"] | None = None,
+) -> Prepared:
+    """Split, weigh, compile and settle an object, for a hand of a side and shape (the mean shape by default).
 
     Raises SourceError for a mesh that cannot be simulated (no volume, wrong unit, too many faces), naming what to do;
     AssetMissing where MuJoCo or CoACD is missing.
@@ -98,10 +116,11 @@ def prepare(mesh: Mesh, mass_kg: float | None = None, cache_dir: str | None = No
         raise SourceError(f"{mesh.name}: a mass of {mass_kg:g} kg; give kilograms between 0.001 and 20")
     try:
         check_mesh(mesh.vertices_m, mesh.faces)
-        thing = make_sim_object(convex_parts(mesh.vertices_m, mesh.faces, cache_dir), mass_kg)
+        parts = convex_parts(mesh.vertices_m, mesh.faces, cache_dir)
+        thing = make_sim_object(parts if side == "right" else [_mirrored_part(p) for p in parts], mass_kg)
     except SourceError as error:
         raise SourceError(f"{mesh.name}: {error}", mesh=mesh.name) from error
-    hand = make_sim_hand(load_open_hand("right"))
+    hand = make_sim_hand(load_open_hand("right"), betas)
     world = make_world(hand, thing)
     poses = []
     for pose in thing.rest_poses:
@@ -111,7 +130,7 @@ def prepare(mesh: Mesh, mass_kg: float | None = None, cache_dir: str | None = No
             poses.append(settled)
     if not poses:  # it rolls: it is grasped where it first touches the table
         poses.append(thing.rest_poses[0].T_world_obj)
-    return Prepared(mesh, hand, thing, world, tuple(poses))
+    return Prepared(mesh, side, hand, thing, world, tuple(poses))
 
 
 def simulate(
@@ -126,7 +145,13 @@ def simulate(
 
     A given `grasp` is the only one tried. Without a target the object is set down within 8 cm of where it stood.
     """
-    rng = np.random.default_rng(derived_seed("rollout", ready.mesh.sha256, seed))
+    left = ready.side == "left"
+    rng = np.random.default_rng(derived_seed("rollout", ready.mesh.sha256, seed, *(("left",) if left else ())))
+    if left and grasp is not None:
+        pose = _mirrored_turns(grasp.hand_pose)
+        grasp = GivenGrasp(_mirrored(grasp.T_world_obj), _mirrored(grasp.T_world_wrist), pose)
+    if left and T_world_target is not None:
+        T_world_target = _mirrored(T_world_target)
     if grasp is None:
         poses = [_turned(pose, rng.uniform(0, 2 * np.pi)) for pose in ready.rest_poses]
         starts: Sequence[Start] = find_starts(ready.hand, ready.thing, rng, poses, tries)
@@ -153,13 +178,16 @@ def to_archive(ready: Prepared, rollout: Rollout, object_mesh: str, scale: float
     motion = rollout.motion
     if motion is None:
         raise SourceError(f"{ready.mesh.name}, seed {rollout.seed}: failed ({rollout.reason}), so it has no motion")
-    hand = ready.hand
-    wrist = np.stack(motion.T_world_wrist)
+    hand, right = ready.hand, ready.side == "right"
+    wrist, object_pose = np.stack(motion.T_world_wrist), np.stack(motion.T_world_obj)
     pose = hand.hand_pose(np.stack(motion.angles_rad))
+    if not right:
+        wrist, object_pose, pose = _mirrored(wrist), _mirrored(object_pose), _mirrored_turns(pose)
     orient = matrix_to_axis_angle(wrist[:, :3, :3])
-    layer = HandLayer(hand.assets, dtype=torch.float64)
-    betas = np.zeros(10)
-    joints = [pose_hand(layer, o, p, betas, w - hand.joints_m[0])[1] for o, p, w in zip(orient, pose, wrist[:, :3, 3])]
+    layer = HandLayer(hand.assets if right else load_open_hand("left"), dtype=torch.float64)
+    betas = hand.betas
+    first = hand.joints_m[0] if right else hand.joints_m[0] * _MIRROR[:3]
+    joints = [pose_hand(layer, o, p, betas, w - first)[1] for o, p, w in zip(orient, pose, wrist[:, :3, 3])]
     force = np.stack(motion.force_n)
     frames = len(pose)
     return RolloutArchive(
@@ -171,7 +199,7 @@ def to_archive(ready: Prepared, rollout: Rollout, object_mesh: str, scale: float
         up_axis="z",
         gravity=np.array([0.0, 0.0, -GRAVITY]),
         table_height=0.0,
-        hand_side=("right",),
+        hand_side=(ready.side,),
         hand_rot_repr="axis_angle",
         hand_flat_mean=True,
         hand_finger_order="mano",
@@ -186,7 +214,7 @@ def to_archive(ready: Prepared, rollout: Rollout, object_mesh: str, scale: float
         object_id=(ready.mesh.name,),
         object_mesh=(object_mesh,),
         object_scale=np.array([scale]),
-        object_pose=np.stack(motion.T_world_obj)[:, None],
+        object_pose=object_pose[:, None],
         contact=(force > 0.0)[:, None],
         contact_force=force[:, None],
         success=True,
@@ -200,6 +228,7 @@ def _provenance(ready: Prepared, rollout: Rollout) -> dict[str, Any]:
     return {
         "simulator": f"MuJoCo {_version()}",
         "policy": "opposed grasp, lift, carry, set down",
+        "parameters": PARAMETERS,
         "seed": rollout.seed,
         "mesh_sha256": ready.mesh.sha256,
         "mass_kg": ready.thing.mass_kg,
@@ -233,3 +262,20 @@ def _near(ready: Prepared, T_world_obj: np.ndarray, rng: np.random.Generator) ->
 def _about_z(angle: float) -> np.ndarray:
     c, s = np.cos(angle), np.sin(angle)
     return np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]])
+
+
+def _mirrored(T: Float[np.ndarray, "*b 4 4"]) -> Float[np.ndarray, "*b 4 4"]:
+    """The pose in a world and a body that are both mirrored in x."""
+    return T * (_MIRROR[:, None] * _MIRROR)
+
+
+def _mirrored_turns(pose: Float[np.ndarray, "*b 45"]) -> Float[np.ndarray, "*b 45"]:
+    """The pose of the mirrored hand."""
+    rows = torch.from_numpy(np.ascontiguousarray(pose).reshape(-1, 45))
+    nothing = torch.zeros(len(rows), 3, dtype=rows.dtype)
+    return mirror_params(nothing, rows, nothing)[1].numpy().reshape(pose.shape)
+
+
+def _mirrored_part(part: ConvexPart) -> ConvexPart:
+    verts, faces = part
+    return verts * _MIRROR[:3], np.ascontiguousarray(faces[:, ::-1])
