@@ -13,6 +13,7 @@ from pam_aug.build.run import run_build
 from pam_aug.build.screen import read_screening
 from pam_aug.config import resolve
 from pam_aug.report.summary import read_all_candidates
+from pam_aug.shards.manifest import read_mix
 from pam_aug.shards.reader import read_marker
 from pam_aug.shards.writer import shard_name
 
@@ -69,3 +70,23 @@ def test_a_build_that_does_not_screen_is_the_same_as_ever(tmp_path):
     run_build(config(), tmp_path, workers=0)
     assert not (tmp_path / "screening").exists()
     assert len({row.input_key for row in read_all_candidates(tmp_path)}) == 6
+
+
+@pytest.mark.realdata
+@pytest.mark.filterwarnings("ignore")
+def test_real_graspxl_frames_become_mixed_shards_with_screening(real_data, tmp_path, monkeypatch):
+    monkeypatch.delenv("MANO_DIR", raising=False)
+    root = real_data / "noncommercial" / "graspxl"
+    files = f"sequences: {root}, meshes: {root / 'object_dataset'}"
+    source = f"source={{converter: graspxl, {files}, start: -40, size: [48, 48]}}"
+    chosen = ("inputs=4", "shards.inputs_per_shard=4", "generate.candidates=30", "mix.ratio=0.5")
+    run_build(config(source, *chosen, "screen.on=true", "screen.preset=none"), tmp_path, workers=0)
+    rows = read_screening(screening_path(tmp_path, 0))
+    assert [row.reason.partition(":")[0] for row in rows if not row.kept] == []
+    assert all(row.in_contact and row.touching and 0 <= row.penetration_mm < 10 for row in rows)
+    candidates = read_all_candidates(tmp_path)
+    assert {row.key for row in rows} == {row.input_key for row in candidates}
+    assert len(candidates) == 4 * 30
+    mix = read_mix(tmp_path)
+    assert [s.samples for s in mix.sources if s.name == "synthetic"] == [4 * 22]
+    assert [s.share for s in mix.sources] == ["1/2", "1/2"]
