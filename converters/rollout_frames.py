@@ -1,6 +1,8 @@
 """From a trajectory in a world frame to samples: choose frames, put cameras, write labels.
 
-One sample is one frame seen by one camera. Everything is a pure function of the options and the item's number.
+One sample is one frame seen by one camera. Everything is a pure function of the options and the item's number. A
+sampled camera looks for a view that shows the hand; a rig's camera stands where it stands, so a view of it that does
+not is left out, with the reason.
 """
 
 import difflib
@@ -15,17 +17,21 @@ from jaxtyping import Float
 from pam_aug.errors import ConfigError, SourceError
 from pam_aug.geometry import axis_angle_to_matrix, transform_points
 from pam_aug.hand import HandAssets, Side
-from pam_aug.rollouts.cameras import CameraRanges, sample_camera
+from pam_aug.rollouts.cameras import CameraRanges, behind_arm, sample_camera
 from pam_aug.rollouts.label import hand_label, in_image, object_pose, pose_hand
 from pam_aug.rollouts.mesh_queries import clear_share
 from pam_aug.rollouts.rigs import RIGS, rig_cameras
-from pam_aug.rollouts.scene import Item, Mesh
+from pam_aug.rollouts.scene import Item, LeftOut, Mesh
 from pam_aug.schema import SEG_FIRST_OBJECT, Camera, Hand, Object, Sample, Source, make_key
 from pam_aug.seeds import derived_seed
 
 from .rollout_tracks import Hands, HandTrack, Trajectory
 
 __all__ = ["FrameChoice", "Frames"]
+
+_OUT_OF_VIEW = "view: no hand in the image"
+_INTO_WRIST = "view: along the forearm, into the wrist"
+_HIDDEN = "view: the hand is hidden"
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,11 @@ class Frames:
         return {f"{self._hands.model}/{side}": self._hands.assets(side) for side in sorted(self.sides)}
 
     def item(self, index: int) -> Item:
-        """Sample `index`: a pure function of the options and `index`."""
+        """Sample `index`: a pure function of the options and `index`.
+
+        Raises LeftOut for a rig's view that shows no hand well: out of the image, seen along its forearm from behind,
+        or with more than `max_hidden` of its joints hidden.
+        """
         if not 0 <= index < len(self):
             raise SourceError(f"{self._source}: item {index} of {len(self)}", index=index)
         number, frame, view = self._rows[index]
@@ -221,8 +231,25 @@ class Frames:
             camera, _ = sample_camera(rng, framed, posed[0][1], self._choice.ranges(), trajectory.up, blockers)
         else:
             camera = self._fixed(trajectory, frame)[view]
-        clear, _ = clear_share(np.asarray(camera.T_world_cam[:3, 3], np.float64), joints, *blockers)
+        clear, seen = clear_share(np.asarray(camera.T_world_cam[:3, 3], np.float64), joints, *blockers)
+        if self._choice.cameras in RIGS:
+            self._refuse(key, camera, [j for _, j in posed], 1.0 - seen.reshape(-1, 21).mean(1))
         return camera, 1.0 - clear
+
+    def _refuse(self, key: str, camera: Camera, joints: list[np.ndarray], hidden: np.ndarray) -> None:
+        """Raise LeftOut where a camera shows no hand well; a hand that fails at several points counts by the first."""
+        reasons: list[str] = []
+        for j, share in zip(joints, hidden):
+            behind = behind_arm(camera, j)
+            if not _sees(camera, j[[0, 9]]):
+                reasons.append(_OUT_OF_VIEW)
+            elif behind > CameraRanges().max_behind:
+                reasons.append(_INTO_WRIST)
+            elif share > self._choice.max_hidden:
+                reasons.append(_HIDDEN)
+            else:
+                return
+        raise LeftOut(f"{key}: {reasons[0]} ({', '.join(f'{s:.0%}' for s in hidden)} hidden)", reason=reasons[0])
 
     def _view_name(self, trajectory: Trajectory, view: int) -> str:
         if self._choice.cameras == "sampled":
@@ -262,7 +289,10 @@ class Frames:
         return self._wrists(hand) + axis_angle_to_matrix(hand.global_orient) @ (rest[4] - rest[0])
 
     def _seen(self, trajectory: Trajectory) -> list[tuple[int, int]]:
-        """(frame, camera) pairs: a fixed camera counts where it sees a hand's wrist and knuckles."""
+        """(frame, camera) pairs: a source's own camera counts where it sees a hand's wrist and knuckles.
+
+        All of a rig's do, so that those which do not see it are told and counted; none where no camera sees any.
+        """
         frames = [f for f in self._choice.frames(len(trajectory.times_s)) if any(h.valid[f] for h in trajectory.hands)]
         if not frames:
             return []
@@ -275,6 +305,8 @@ class Frames:
             for view, camera in enumerate(rig or self._fixed(trajectory, frame)):
                 if any(h.valid[frame] and _sees(camera, points[frame]) for h, points in ends):
                     pairs.append((frame, view))
+        if rig and pairs:
+            return [(frame, view) for frame in frames for view in range(len(rig))]
         return pairs
 
 

@@ -1,6 +1,7 @@
 """GraspXL: small files of our own making in the real ones' form, and the real ones where they are at hand."""
 
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,15 @@ from fake_mano import fake_hand, write_clean
 from scipy.spatial.transform import Rotation
 
 from pam_aug import registry
+from pam_aug.build.screen import screen_source
 from pam_aug.converters.graspxl import GraspXL
 from pam_aug.converters.rollout_tracks import MANO_J0_M, split_of
 from pam_aug.errors import AssetMissing, ConfigError, SourceError, UnsafeInput
 from pam_aug.hand import load_open_hand
 from pam_aug.rollouts.cameras import look_at
 from pam_aug.rollouts.rigs import RIGS, rig_cameras
-from pam_aug.rollouts.scene import build_scene
+from pam_aug.rollouts.scene import LeftOut, build_scene
+from pam_aug.rollouts.screening import ScreenConfig
 from pam_aug.schema import sample_from_json, sample_to_json
 
 TETRA = "v -0.03 0 0\nv 0.03 0 0\nv 0 0.05 0\nv 0 0.01 0.06\nf 1 3 2\nf 1 2 4\nf 2 3 4\nf 3 1 4\n"
@@ -272,14 +275,61 @@ def test_a_rig_stands_still_and_looks_at_the_anchor(source, name, count, size):
     level = np.cos(np.radians(front.elevation_deg)) * front.distance_m
     np.testing.assert_allclose(eye[:2] - anchor[:2], [0, level], atol=1e-6)
     converter = _open(source, cameras=name, stride=6)
-    items = [converter.item(i).sample for i in range(len(converter))]
-    assert len(items) > 0.9 * count * (2 + 5 + 6)
+    assert len(converter) == count * (2 + 5 + 6)
+    items = [sample for sample, _ in map(partial(_item, converter), range(len(converter))) if sample]
+    assert len(items) > 0.5 * len(converter)
+    for hand in (s.hands[0] for s in items):  # the camera is at the origin of what labels are in
+        wrist, knuckle = hand.joints_cam_m[0].astype(float), hand.joints_cam_m[9].astype(float)
+        forearm = (wrist - knuckle) / np.linalg.norm(wrist - knuckle)
+        assert forearm @ -wrist / np.linalg.norm(wrist) <= 0.75 + 1e-6
+        assert hand.in_view[[0, 9]].all()
+    assert all(int(s.source.notes[-1].split()[2]) <= 10 for s in items)  # of 21 joints are hidden
     by_camera: dict[str, set] = {}
     for s in items:
         by_camera.setdefault(s.key.rsplit("/", 1)[0], set()).add(s.camera.T_world_cam.tobytes())
     assert all(len(poses) == 1 for poses in by_camera.values())
-    small = _open(source, cameras=name, stride=6, size=[size[0] // 2, size[1] // 2]).item(0).sample
+    halves = _open(source, cameras=name, stride=6, size=[size[0] // 2, size[1] // 2])
+    small = next(sample for sample, _ in map(partial(_item, halves), range(len(halves))) if sample)
     np.testing.assert_allclose(small.hands[0].joints_px, (items[0].hands[0].joints_px + 0.5) / 2 - 0.5, atol=1e-3)
+
+
+def _item(converter: GraspXL, index: int):
+    """A sample and "", or None and why it is left out."""
+    try:
+        return converter.item(index).sample, ""
+    except LeftOut as error:
+        return None, error.reason
+
+
+def test_a_rigs_views_that_do_not_show_the_hand_are_left_out_and_counted(source):
+    """A forearm that points at the head's camera, and a wall between the hand and the camera on its left."""
+    root, count = source["root"] / "wall", 3
+    still = {name: np.zeros((count, n), np.float32) for name, n in (("trans", 3), ("rot", 3), ("pose", 45))}
+    still["trans"] += np.array([0, 0, 0.7], np.float32) - np.array(MANO_J0_M["right"], np.float32)
+    still["rot"][:, 1] = -np.radians(50)  # the forearm, +x at rest, up by 50 degrees: the head's camera is there
+    verts = [(x, 0.0, z) for x, z in ((-0.4, -0.4), (0.4, -0.4), (0.4, 0.4), (-0.4, 0.4))]
+    root.mkdir()
+    (root / "wall.obj").write_text("".join(f"v {x} {y} {z}\n" for x, y, z in verts) + "f 1 2 3\nf 1 3 4\n")
+    options = {"sequences": str(root), "meshes": str(root), "cameras": "oakink2", "stride": 1}
+
+    def told(place: list[float], turn: float, **more) -> list[str]:
+        wall = {"trans": np.tile(np.array(place, np.float32), (count, 1)), "angle": np.zeros((count, 1))}
+        wall["rot"] = np.tile(np.array([turn, 0, 0], np.float32), (count, 1))
+        _save(root / "mano_1.npy", {"right_hand": still, "wall": wall})
+        converter = GraspXL(GraspXL.Options(**options, **more))
+        assert len(converter) == 4 * count
+        return [_item(converter, i)[1] for i in range(4)]
+
+    hidden, wrist = "view: the hand is hidden", "view: along the forearm, into the wrist"
+    # From the top the hand is edge-on: its fingers hide each other.
+    assert told([-0.05, 0.0, 0.5], np.pi / 2) == [hidden, "", "", wrist]
+    assert told([-0.05, 0.1, 0.7], 0.0, max_hidden=1.0) == ["", "", "", wrist]
+    assert told([-0.05, 0.1, 0.7], 0.0) == [hidden, hidden, "", wrist]
+    screened = screen_source({"converter": "graspxl", **options}, ScreenConfig(preset="none"), workers=0)
+    assert len(screened.rows) == count
+    assert screened.as_dict()["left_out"] == 3 * count
+    assert screened.left_out == {hidden: 2 * count, wrist: count}
+    assert f"{count} {wrist}" in screened.as_text()
 
 
 def test_rigs_and_options_that_do_not_exist(source):

@@ -3,7 +3,7 @@
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,10 @@ _MISSING_MM = 0.0  # a row that was not measured penetrates nothing and is count
 
 @dataclass(frozen=True, slots=True)
 class Screening:
-    """The rows of a screened source, in its order; `left_out` are inputs that there is nothing to make of."""
+    """The rows of a screened source, in its order; `left_out` counts inputs of which there is nothing to make."""
 
     rows: tuple[ScreenRow, ...]
-    left_out: int = 0
+    left_out: Mapping[str, int] = field(default_factory=dict)  # by reason
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -48,7 +48,8 @@ class Screening:
         return {
             "inputs": len(self.rows),
             "kept": sum(row.kept for row in self.rows),
-            "left_out": self.left_out,
+            "left_out": sum(self.left_out.values()),
+            "left_out_reasons": dict(self.left_out),
             "reasons": self.reasons,
             "engine": next((row.engine for row in self.rows if row.engine), ""),
             "preset": next((row.preset for row in self.rows if row.preset), ""),
@@ -65,6 +66,10 @@ class Screening:
         told = self.as_dict()
         refused = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items())) or "none"
         lines.append(f"refused: {refused}" + (f"; {told['preset']}, {told['engine']}" if told["engine"] else ""))
+        if self.left_out:
+            lines.append(
+                "left out: " + ", ".join(f"{count} {reason}" for reason, count in sorted(self.left_out.items()))
+            )
         return "\n".join(lines)
 
 
@@ -82,7 +87,7 @@ def screen_source(section: Mapping[str, Any], config: ScreenConfig, inputs: int 
     count = len(source) if inputs == -1 else min(inputs, len(source))
     indices = [i * len(source) // count for i in range(count)]
     workers = min(workers if workers >= 0 else os.cpu_count() or 1, count)
-    found: dict[int, ScreenRow | None] = {}
+    found: dict[int, ScreenRow | str] = {}
     with (
         LocalEngine(partial(_make_work, dict(section), config), workers) as engine,
         Progress(count, "inputs") as progress,
@@ -94,7 +99,8 @@ def screen_source(section: Mapping[str, Any], config: ScreenConfig, inputs: int 
             found[index] = row
             progress.add(1)
     rows = [found[index] for index in indices]
-    return Screening(tuple(row for row in rows if row is not None), sum(row is None for row in rows))
+    left_out = Counter(row for row in rows if isinstance(row, str))
+    return Screening(tuple(row for row in rows if not isinstance(row, str)), dict(left_out))
 
 
 def screen_named(
@@ -116,17 +122,18 @@ def read_screening(path: Path) -> list[ScreenRow]:
     return read_rows(path, ScreenRow, "screened inputs")
 
 
-def _make_work(section: Mapping[str, Any], config: ScreenConfig) -> Callable[[int], ScreenRow | None]:
+def _make_work(section: Mapping[str, Any], config: ScreenConfig) -> Callable[[int], ScreenRow | str]:
+    """The function that screens one input: its row, or why there is nothing to make of it."""
     source, screener = open_converter(section, "source"), Screener(config)
 
-    def work(index: int) -> ScreenRow | None:
+    def work(index: int) -> ScreenRow | str:
         key = make_key(source.name, "unread", "unread", "unread", f"{index:06d}")
         try:
             item = source.item(index)
             key = item.sample.key
             return screener.screen(build_scene(item, source.hand_assets()))
-        except LeftOut:
-            return None
+        except LeftOut as error:
+            return error.reason
         except (SourceError, SchemaError, UnsafeInput) as error:
             return failed_row(key, error)
 

@@ -15,7 +15,7 @@ from pam_aug.errors import ConfigError
 from pam_aug.rollouts.mesh_queries import clear_share
 from pam_aug.schema import Camera
 
-__all__ = ["CameraRanges", "look_at", "sample_camera"]
+__all__ = ["CameraRanges", "behind_arm", "look_at", "sample_camera"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,14 @@ def look_at(
     return T
 
 
+def behind_arm(camera: Camera, joints_m: Float[np.ndarray, "21 3"]) -> float:
+    """The cosine between a hand's forearm and the line from its wrist to the camera; 1 looks into the open wrist."""
+    forearm = joints_m[0] - joints_m[9]
+    forearm = forearm / np.linalg.norm(forearm)
+    away = camera.T_world_cam[:3, 3].astype(np.float64) - joints_m[0]
+    return float(forearm @ away) / float(np.linalg.norm(away))
+
+
 def sample_camera(
     rng: np.random.Generator,
     frame_m: Float[np.ndarray, "n 3"],
@@ -94,14 +102,11 @@ def sample_camera(
     arguments and the state of `rng` only. `up` is +z unless given.
     """
     up = np.array([0.0, 0.0, 1.0]) if up is None else np.asarray(up, np.float64) / np.linalg.norm(up)
-    forearm = joints_m[0] - joints_m[9]
-    forearm = forearm / np.linalg.norm(forearm)
     best: tuple[float, float, Camera] | None = None
     for _ in range(ranges.tries):
         camera = _draw(rng, frame_m, ranges, up)
         eye = camera.T_world_cam[:3, 3].astype(np.float64)
-        behind = float(forearm @ (eye - joints_m[0])) / float(np.linalg.norm(eye - joints_m[0]))
-        excess = max(behind - ranges.max_behind, 0.0)
+        excess = max(behind_arm(camera, joints_m) - ranges.max_behind, 0.0)
         if best is not None and excess > best[0]:
             continue
         hidden = 0.0 if blockers is None else 1.0 - clear_share(eye, joints_m, *blockers)[0]
