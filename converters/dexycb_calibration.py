@@ -171,8 +171,14 @@ def betas_of(root: Path, mano_calib: str) -> Float[np.ndarray, "10"]:
 
 def is_rotation(R: Float[np.ndarray, "*b 3 3"]) -> bool:
     """Whether all matrices are proper rotations, within what four decimals leave."""
-    off = np.abs(R @ R.swapaxes(-1, -2) - np.eye(3)).max(initial=0.0)
-    return bool(off < _ROTATION_TOLERANCE and (np.linalg.det(R) > 0).all())
+    # Number by number: for the few matrices of a frame that takes a third of the time of arrays.
+    for (a, b, c), (d, e, f), (g, h, i) in R.reshape(-1, 3, 3).tolist():
+        lengths = abs(a * a + b * b + c * c - 1), abs(d * d + e * e + f * f - 1), abs(g * g + h * h + i * i - 1)
+        angles = abs(a * d + b * e + c * f), abs(a * g + b * h + c * i), abs(d * g + e * h + f * i)
+        volume = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+        if not (max(*lengths, *angles) < _ROTATION_TOLERANCE and volume > 0):
+            return False
+    return True
 
 
 def _numbers(path: Path, name: str, values: Any, count: int) -> np.ndarray:

@@ -49,7 +49,7 @@ class FrameLabel:
     object_valid: Bool[np.ndarray, "o"]
 
 
-def read_frame(path: Path, objects: int) -> FrameLabel | None:
+def read_frame(path: str | Path, objects: int) -> FrameLabel | None:
     """The label of a frame with `objects` objects, or None where the frame has no hand.
 
     Raises SourceError naming the file for a label that is damaged or not of this form.
@@ -73,13 +73,13 @@ def read_frame(path: Path, objects: int) -> FrameLabel | None:
     return FrameLabel(joints, arrays["joint_2d"][0], pose_m, T_cam_obj, np.asarray(valid))
 
 
-def read_hand_frames(path: Path, frames: int) -> Bool[np.ndarray, "f"]:
+def read_hand_frames(path: str | Path, frames: int) -> Bool[np.ndarray, "f"]:
     """Which frames of a sequence have a hand, from its `pose.npz`: a hand's 51 values are all 0 where it has none."""
     pose_m = read_npz(path, {"pose_m": (frames, 1, 51)})["pose_m"]
     return np.asarray(np.any(pose_m != 0, axis=(1, 2)))
 
 
-def read_jpeg(path: Path) -> bytes:
+def read_jpeg(path: str | Path) -> bytes:
     """A colour image's bytes as they are. Raises SourceError for a file that is no whole JPEG."""
     data = read_bytes(path)
     if not data.startswith(b"\xff\xd8") or b"\xff\xd9" not in data[-64:]:
@@ -87,7 +87,7 @@ def read_jpeg(path: Path) -> bytes:
     return data
 
 
-def read_depth_png(path: Path) -> bytes:
+def read_depth_png(path: str | Path) -> bytes:
     """A depth image's bytes as they are. Raises SourceError for a file that is no whole 640x480 PNG of 16 bits."""
     data = read_bytes(path)
     if not data.startswith(_DEPTH_HEADER) or b"IEND" not in data[-64:]:
@@ -95,7 +95,7 @@ def read_depth_png(path: Path) -> bytes:
     return data
 
 
-def read_depth_m(path: Path) -> Float[np.ndarray, "480 640"]:
+def read_depth_m(path: str | Path) -> Float[np.ndarray, "480 640"]:
     """Depth (z) aligned to the colour image, metres; 0 where nothing was measured."""
     raw = cv2.imdecode(np.frombuffer(read_depth_png(path), np.uint8), cv2.IMREAD_UNCHANGED)
     if raw is None or raw.shape != (HEIGHT, WIDTH):
@@ -103,6 +103,6 @@ def read_depth_m(path: Path) -> Float[np.ndarray, "480 640"]:
     return np.where(np.isin(raw, _NO_DEPTH), np.float32(0), raw.astype(np.float32) / np.float32(1000))
 
 
-def read_seg(path: Path) -> UInt8[np.ndarray, "480 640"]:
+def read_seg(path: str | Path) -> UInt8[np.ndarray, "480 640"]:
     """The dataset's own ids: 0 background, 1 to 21 the YCB class, 255 the hand."""
     return read_npz(path, {"seg": (HEIGHT, WIDTH)})["seg"].astype(np.uint8)

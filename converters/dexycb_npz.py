@@ -28,12 +28,15 @@ _ENTRY = struct.Struct("<4s6H3L5H2L")
 _LOCAL = struct.Struct("<4s22x2H")
 
 
-def read_bytes(path: Path) -> bytes:
+def read_bytes(path: str | Path) -> bytes:
     """A file as it is. Raises SourceError where it cannot be read, UnsafeInput above 32 MB."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            data = file.read() if size <= _MAX_FILE_BYTES else b""  # one call of the system, no buffer to copy from
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)  # a file object takes as long as all the rest here
+        try:
+            size = os.fstat(descriptor).st_size
+            data = _read_whole(descriptor, size) if size <= _MAX_FILE_BYTES else b""
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise SourceError(f"{path}: cannot be read ({error.strerror}); copy it again", path=str(path)) from error
     if max(size, len(data)) > _MAX_FILE_BYTES:
@@ -41,7 +44,18 @@ def read_bytes(path: Path) -> bytes:
     return data
 
 
-def read_npz(path: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+def _read_whole(descriptor: int, size: int) -> bytes:
+    """Until the end, which is one call of the system nearly always; a file that shrinks or grows meanwhile as it is."""
+    data = os.read(descriptor, size + 1)
+    if len(data) in (0, size):
+        return data
+    parts = [data]
+    while parts[-1] and sum(map(len, parts)) <= _MAX_FILE_BYTES:
+        parts.append(os.read(descriptor, 1 << 20))
+    return b"".join(parts)
+
+
+def read_npz(path: str | Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     """The named arrays of an `.npz`, floats as float64; other members are not unpacked, and nothing is unpickled.
 
     Raises SourceError naming the file and the array: unreadable, of another shape or kind, not finite.
@@ -91,7 +105,9 @@ def _directory(data: bytes) -> dict[bytes, tuple[int, int, int, int, int]]:
     return members
 
 
-def _array(path: Path, data: bytes, members: dict[bytes, tuple[int, int, int, int, int]], name: str) -> np.ndarray:
+def _array(
+    path: str | Path, data: bytes, members: dict[bytes, tuple[int, int, int, int, int]], name: str
+) -> np.ndarray:
     file_name = f"{name}.npy".encode()
     if file_name not in members:
         raise ValueError(f"it has no {name}")

@@ -180,10 +180,10 @@ def _real(folder: Path) -> str:
     cells: list[str] = []
     names: set[str] = set()
     for shard in source.shards if source else ():
+        if len(cells) >= _REAL_SHOWN:
+            break
         with ShardReader(folder / shard.path) as reader:
-            for i in range(len(reader)):
-                if len(cells) >= _REAL_SHOWN:
-                    break
+            for i in range(min(len(reader), _REAL_SHOWN - len(cells))):
                 sample = reader.sample(i)
                 names.add(sample.source.dataset)
                 cells.append(cell(reader.image(i), sample.hands, sample.source.name, "real"))
