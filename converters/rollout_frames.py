@@ -29,9 +29,9 @@ from .rollout_tracks import Hands, HandTrack, Trajectory
 
 __all__ = ["FrameChoice", "Frames"]
 
-_OUT_OF_VIEW = "view: no hand in the image"
-_INTO_WRIST = "view: along the forearm, into the wrist"
-_HIDDEN = "view: the hand is hidden"
+_OUT_OF_VIEW = "no hand in view"
+_INTO_WRIST = "seen along the forearm, into the wrist"
+_HIDDEN = "the hand is hidden"
 
 
 @dataclass(frozen=True)

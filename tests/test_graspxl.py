@@ -320,7 +320,7 @@ def test_a_rigs_views_that_do_not_show_the_hand_are_left_out_and_counted(source)
         assert len(converter) == 4 * count
         return [_item(converter, i)[1] for i in range(4)]
 
-    hidden, wrist = "view: the hand is hidden", "view: along the forearm, into the wrist"
+    hidden, wrist = "the hand is hidden", "seen along the forearm, into the wrist"
     # From the top the hand is edge-on: its fingers hide each other.
     assert told([-0.05, 0.0, 0.5], np.pi / 2) == [hidden, "", "", wrist]
     assert told([-0.05, 0.1, 0.7], 0.0, max_hidden=1.0) == ["", "", "", wrist]

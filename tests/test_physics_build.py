@@ -13,6 +13,7 @@ from pam_aug.build.run import run_build
 from pam_aug.build.screen import read_screening
 from pam_aug.config import resolve
 from pam_aug.report.summary import read_all_candidates
+from pam_aug.rollouts.scene import LeftOut
 from pam_aug.shards.manifest import read_mix
 from pam_aug.shards.reader import read_marker
 from pam_aug.shards.writer import shard_name
@@ -62,6 +63,25 @@ def test_selecting_again_keeps_what_screening_measured(tmp_path):
             read_marker(shards_folder(tmp_path / name) / shard_name("syn", number)) for name in ("out", "wanted")
         ]
         assert markers[0]["counts"] == markers[1]["counts"]
+
+
+def test_what_a_source_leaves_out_is_counted_by_reason(tmp_path, monkeypatch):
+    converter = registry.load("converters", "demo-rollouts")
+    item = converter.item
+
+    def with_a_hidden_hand(self, index):
+        if index == 1:
+            raise LeftOut("the second", reason="the hand is hidden")
+        return item(self, index)
+
+    monkeypatch.setattr(converter, "item", with_a_hidden_hand)
+    result = run_build(config(), tmp_path / "build", ("synthetic",), workers=0)
+    assert "1 images left out: the hand is hidden" in result.notes
+    assert len({row.input_key for row in read_all_candidates(tmp_path / "build")}) == 5
+    reselect(tmp_path / "build", tmp_path / "out", None, ["reject=1/2"], workers=0)
+    marker = read_marker(shards_folder(tmp_path / "out") / shard_name("syn", 0))
+    assert marker["counts"]["left out: the hand is hidden"] == 1
+    assert marker["counts"]["inputs"] == 5
 
 
 def test_a_build_that_does_not_screen_is_the_same_as_ever(tmp_path):

@@ -266,10 +266,24 @@ class Worker:
         ]
         if screened:
             write_screening(screening_path(self._out, unit.shard), screened)
+        left_out = [_screened(row) for row in screened if not row.kept]
+        for index, work, (_, _, made) in zip(unit.indices, works, inputs):
+            if not made and not work.screening_path.is_file():
+                left_out += self._why_left_out(index)
         path = shards_folder(self._out) / shard_name("syn", unit.shard)
-        counts = self._write_candidates(path, "syn", inputs, kept=True, screened=screened)
+        counts = self._write_candidates(path, "syn", inputs, kept=True, left_out=left_out)
         drop_shard_work(self._out, unit.shard)
         return counts
+
+    def _why_left_out(self, index: int) -> list[str]:
+        """The source's reason, where it says that there is nothing to make of an input."""
+        try:
+            self._source.item(index)
+        except LeftOut as error:
+            return [error.reason]
+        except (AbsentHand, *_PER_INPUT):
+            pass
+        return []
 
     def _write_candidates(
         self,
@@ -277,11 +291,11 @@ class Worker:
         kind: Any,
         inputs: Sequence[tuple[int, Mapping[int, bytes], list[Candidate]]],
         kept: bool,
-        screened: Sequence[ScreenRow] = (),
+        left_out: Sequence[str] = (),
     ) -> dict[str, int]:
         with ShardWriter(path, kind) as shard:
-            for refused in (row for row in screened if not row.kept):
-                shard.count(f"{LEFT_OUT}{_screened(refused)}")
+            for reason in left_out:
+                shard.count(f"{LEFT_OUT}{reason}")
             for index, images, rows in inputs:
                 wanted = [row for row in rows if row.verdict.kept == kept and row.index in images]
                 if kept and rows:
