@@ -39,6 +39,8 @@ PROMISES: dict[int, tuple[str, tuple[str, ...]]] = {
             "test_every_cut_is_found",
             "test_every_truncation_is_found",
             "test_a_changed_image_never_reaches_a_reader_of_rows",
+            "test_a_flipped_bit_of_an_index_never_becomes_a_label",
+            "test_damage_at_a_url_is_found_and_named",
         ),
     ),
     6: (
@@ -103,6 +105,7 @@ PROMISES: dict[int, tuple[str, tuple[str, ...]]] = {
         "changed bytes of labels, shards, configurations and metadata: only this library's errors",
         (
             "test_changed_bytes_give_only_our_errors",
+            "test_damage_gives_only_errors_of_this_library",
             "test_damage_never_escapes_as_another_error",
         ),
     ),

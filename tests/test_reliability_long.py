@@ -94,8 +94,8 @@ def test_c5_07_saved_at_each_of_a_thousand_steps_and_restored_under_other_worker
     whole = saved[0][1]
     assert all(keys == whole for _, keys in saved.values())
     for step in range(1000):
-        workers = (0, 1, 2, 5)[step % 4]
-        other = (1, 2, 5, 0, 2, 5, 0, 1, 5, 0, 1, 2)[step % 12]
+        several = (1, 2, 5)[step // 4 % 3]
+        workers, other = (0, several) if step % 4 == 0 else (several, 0)  # starting processes takes most of the time
         again = MixedDataset(thousand, 97, decode_threads=1)
         again.load_state_dict(saved[workers][0][step])
         found = DataLoader(again, batch_size=None, num_workers=other)
@@ -164,6 +164,7 @@ def test_c5_16_a_million_samples_in_500_mb(tmp_path):
     found = memory_of_reading(linked_shards(tmp_path, 1000, 1000), tmp_path / "answer", 300)
     assert found["samples"] == 10**6
     assert found["megabytes"] < 500
+    assert found["seconds"] < 2  # of the CPU, to open it and read the first shuffled batch
 
 
 def test_c5_16_the_tables_of_a_million_samples_in_500_mb(tmp_path):

@@ -29,7 +29,7 @@ def test_hostile_tars_are_refused_quickly(tmp_path, monkeypatch, name):
 
 
 def test_too_many_members_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("pam_aug.shards.reader.MAX_MEMBERS", 9)
+    monkeypatch.setattr("pam_aug.shards.tar.MAX_MEMBERS", 9)
     path = write_shard(tmp_path / "real-00000.tar", range(5))
     with pytest.raises(UnsafeInput, match="members"):
         len(ShardReader(path))

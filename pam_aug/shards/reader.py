@@ -7,7 +7,6 @@ the table of members of a shard whose labels are read.
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,34 +14,17 @@ import orjson
 from jaxtyping import UInt8
 
 from pam_aug.errors import PamAugError, SchemaError, ShardDamaged, UnsafeInput
-from pam_aug.schema import Sample, check_key, sample_from_json
+from pam_aug.schema import Sample, sample_from_json
 from pam_aug.shards.files import Place, open_bytes, place, read_whole
 from pam_aug.shards.images import Suffix, decode_image
 from pam_aug.shards.index import INDEX_DTYPE, IndexFile, hand_rows, open_index
+from pam_aug.shards.tar import MAX_MEMBER_BYTES, Members, scan_tar
 from pam_aug.shards.writer import EXTRAS
 from pam_aug.versions import check_version
 
 __all__ = ["ShardReader", "read_marker"]
 
-MAX_MEMBER_BYTES = 256 << 20
 MAX_SHARD_BYTES = 64 << 30
-MAX_MEMBERS = 1 << 16
-_BLOCK = 512
-_ZEROS = bytes(_BLOCK)
-_OCTAL = re.compile(rb"[0-7]{1,12}")
-_SUFFIXES = ("jpg", "png", "json", *EXTRAS)
-
-
-@dataclass(slots=True)
-class _Members:
-    """Offset and size of each member of one sample."""
-
-    key: str
-    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
-
-    @property
-    def suffix(self) -> Suffix:
-        return "jpg" if "jpg" in self.spans else "png"
 
 
 def read_marker(path_tar: Place | str, any_version: bool = False) -> dict[str, Any] | None:
@@ -89,7 +71,7 @@ class ShardReader:
                 f"{self.path}: cannot be opened ({error.strerror or error})", path=str(self.path)
             ) from error
         self.bytes = self._file.size
-        self._scanned: list[_Members] | None = None
+        self._scanned: list[Members] | None = None
         self._rows: np.ndarray | None = None
         self._index: IndexFile | None = None
         if self.marker is not None and self.marker["bytes"] != self.bytes:
@@ -224,9 +206,9 @@ class ShardReader:
     # ---------------------------------------------------------------------------------------------------- the tar
 
     @property
-    def _samples(self) -> list[_Members]:
+    def _samples(self) -> list[Members]:
         if self._scanned is None:
-            self._scanned = self._scan()
+            self._scanned = scan_tar(self._read, self.bytes, str(self.path))
         return self._scanned
 
     def _opened_index(self) -> IndexFile | None:
@@ -247,85 +229,5 @@ class ShardReader:
             raise ShardDamaged(f"{self.path}: ends inside a member at byte {offset}", path=str(self.path))
         return data
 
-    def _member(self, members: _Members, name: str) -> bytes:
+    def _member(self, members: Members, name: str) -> bytes:
         return self._read(*members.spans[name])
-
-    def _scan(self) -> list[_Members]:
-        samples: list[_Members] = []
-        seen: set[str] = set()
-        offset = count = 0
-        while True:
-            header = self._read(offset, _BLOCK) if offset + _BLOCK <= self.bytes else b""
-            if len(header) < _BLOCK:
-                raise ShardDamaged(f"{self.path}: ends at byte {self.bytes} without an end mark", path=str(self.path))
-            if header == _ZEROS:
-                break
-            count += 1
-            if count > MAX_MEMBERS:
-                raise UnsafeInput(f"{self.path}: more than {MAX_MEMBERS} members", path=str(self.path))
-            size, kind = self._parse(header, offset)
-            start = offset + _BLOCK
-            offset = start + size + -size % _BLOCK
-            if offset > self.bytes:
-                raise ShardDamaged(f"{self.path}: ends inside the member at byte {start}", path=str(self.path))
-            if kind in b"xg":  # PAX headers of foreign writers carry times and owners, which nobody reads
-                continue
-            key, suffix = self._name(header)
-            if not samples or samples[-1].key != key:
-                if key in seen:
-                    raise ShardDamaged(f"{self.path}: the key {key} stands in it twice", path=str(self.path), key=key)
-                self._check_complete(samples)
-                seen.add(key)
-                samples.append(_Members(key))
-            if suffix in samples[-1].spans:
-                raise ShardDamaged(f"{self.path}:{key}.{suffix} stands in it twice", path=str(self.path), key=key)
-            samples[-1].spans[suffix] = (start, size)
-        self._check_complete(samples)
-        rest = self.bytes - offset
-        if rest < 2 * _BLOCK or rest > 1 << 20 or self._read(offset, rest).strip(b"\0"):
-            raise ShardDamaged(f"{self.path}: no proper end of the archive at byte {offset}", path=str(self.path))
-        return samples
-
-    def _check_complete(self, samples: list[_Members]) -> None:
-        spans = samples[-1].spans if samples else {}
-        if samples and ("json" not in spans or ("jpg" in spans) == ("png" in spans)):
-            key, has = samples[-1].key, sorted(spans)
-            raise ShardDamaged(
-                f"{self.path}:{key}: has {has}; a sample is one image and its json", path=str(self.path), key=key
-            )
-
-    def _parse(self, header: bytes, offset: int) -> tuple[int, int]:
-        """(size, type flag) of a member's header, after its checksum."""
-        where = f"{self.path}: header at byte {offset}"
-        if header[257:263] not in (b"ustar\0", b"ustar "):
-            what = "compressed" if header[:2] in (b"\x1f\x8b", b"BZ") or header[:4] == b"\xfd7zX" else "not USTAR"
-            raise UnsafeInput(f"{where}: {what}; shards are plain, uncompressed tar files", path=str(self.path))
-        stored = header[148:156].strip(b" \0")
-        if not _OCTAL.fullmatch(stored) or int(stored, 8) != sum(header) - sum(header[148:156]) + 8 * 32:
-            raise ShardDamaged(f"{where}: wrong checksum", path=str(self.path))
-        text = header[124:136].strip(b" \0")
-        if not _OCTAL.fullmatch(text):
-            raise UnsafeInput(f"{where}: the size field is no octal number", path=str(self.path))
-        size, kind = int(text, 8), header[156]
-        if size > MAX_MEMBER_BYTES:
-            raise UnsafeInput(f"{where}: a member of {size} bytes is over the limit", path=str(self.path))
-        if kind not in b"0\0xg":
-            raise UnsafeInput(f"{where}: type {chr(kind)!r}; shards hold regular files only", path=str(self.path))
-        return size, kind
-
-    def _name(self, header: bytes) -> tuple[str, str]:
-        """(key, suffix) of a member's header."""
-        name, prefix = header[:100].partition(b"\0")[0], header[345:500].partition(b"\0")[0]
-        full = (prefix + b"/" + name if prefix and header[257:263] == b"ustar\0" else name).decode("ascii", "replace")
-        key, _, suffix = full.partition(".")
-        if full.startswith("/") or ".." in full.split("/") or "\\" in full:
-            raise UnsafeInput(f"{self.path}: the member name {full!r} leaves its folder", path=str(self.path))
-        if suffix not in _SUFFIXES:
-            raise UnsafeInput(
-                f"{self.path}: the member {full!r} is none of {', '.join(_SUFFIXES)}", path=str(self.path), member=full
-            )
-        try:
-            check_key(key)
-        except SchemaError as error:
-            raise ShardDamaged(f"{self.path}: the member {full!r}: {error}", path=str(self.path)) from error
-        return key, suffix
