@@ -16,6 +16,7 @@ from fake_mano import fake_hand, write_official
 from pam_aug.errors import AssetMissing, ConfigError, SchemaError
 from pam_aug.export.coco import export_coco
 from pam_aug.export.hamer import export_hamer
+from pam_aug.export.items import hands_in
 from pam_aug.export.simplehand import export_simplehand
 from pam_aug.geometry import project
 from pam_aug.hand import HandAssets, HandLayer, load_mano, load_open_hand, mirror_params, save_npz
@@ -162,8 +163,10 @@ def test_coco(tmp_path):
     away = replace(hand(7), in_view=np.zeros(21, bool))
     samples = [(CAMERA, (half, hand(8, "left")), jpeg(1), "jpg"), (CAMERA, (away,), jpeg(2), "jpg")]
     folder = make_build(tmp_path / "build", samples)
-    done = export_coco(folder, tmp_path / "out")
+    told: list[int] = []
+    done = export_coco(folder, tmp_path / "out", told.append)
     assert (done.images, done.hands, done.out_of_view) == (2, 2, 1)
+    assert sum(told) == hands_in(folder) == 3
     tree = orjson.loads((tmp_path / "out" / "keypoints.json").read_bytes())
     assert [i["file_name"] for i in tree["images"]] == [f"images/demo/s/take/c/00000{n}.jpg" for n in range(2)]
     assert [(tmp_path / "out" / i["file_name"]).read_bytes() for i in tree["images"]] == [jpeg(1), jpeg(2)]
@@ -193,7 +196,7 @@ def test_sources_that_are_not_read_are_not_exported(tmp_path):
     real = collect_shards(folder / "shards", "real", folder)
     sources = (MixSource("real", "1", real), MixSource("synthetic", "0", real))
     write_mix(folder / "mix.json", Mix(sources))
-    assert export_coco(folder, tmp_path / "out").images == 1
+    assert export_coco(folder, tmp_path / "out").images == hands_in(folder) == 1
     with pytest.raises(ConfigError, match=r"mix\.json"):
         export_coco(tmp_path, tmp_path / "again")
 

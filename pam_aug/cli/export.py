@@ -1,7 +1,7 @@
 """`pam-aug export`: a build in the formats of other estimators."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,13 @@ Build = Annotated[Path, typer.Argument(help="The output folder of a build.")]
 NewFolder = Annotated[Path, typer.Option("--out", help="A new folder.")]
 
 
+def _progress(folder: Path) -> Any:
+    from pam_aug.build.progress import Progress
+    from pam_aug.export.items import hands_in
+
+    return Progress(hands_in(folder), "hands")
+
+
 def export_simplehand(
     folder: Build,
     out: NewFolder,
@@ -22,7 +29,9 @@ def export_simplehand(
     """A .jpg and a .json per hand and the list of images, as SimpleHand's training reads them. Left hands mirrored."""
     from pam_aug.export.simplehand import export_simplehand as export
 
-    show(export(folder, out, mano_dir), as_json)
+    with _progress(folder) as bar:
+        result = export(folder, out, mano_dir, bar.add)
+    show(result, as_json)
 
 
 def export_coco(
@@ -33,7 +42,9 @@ def export_coco(
     """Images and one JSON file of hand keypoints in COCO's format."""
     from pam_aug.export.coco import export_coco as export
 
-    show(export(folder, out), as_json)
+    with _progress(folder) as bar:
+        result = export(folder, out, bar.add)
+    show(result, as_json)
 
 
 def export_hamer(
@@ -44,4 +55,6 @@ def export_hamer(
     """HaMeR's training tars. Their labels are pickles, because HaMeR reads those; this library never does."""
     from pam_aug.export.hamer import export_hamer as export
 
-    show(export(folder, out), as_json)
+    with _progress(folder) as bar:
+        result = export(folder, out, bar.add)
+    show(result, as_json)

@@ -6,6 +6,7 @@ box, clipped to the image. Beyond COCO's fields, an annotation names its `side` 
 Coordinates stay as the labels have them: pixel centres at integers. Left hands stay left hands.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,13 @@ class CocoExport:
         return f"{self.images} images with {self.hands} hands ({self.out_of_view} outside theirs) in {self.json_file}"
 
 
-def export_coco(folder: Path, out: Path) -> CocoExport:
+def export_coco(folder: Path, out: Path, progress: Callable[[int], None] | None = None) -> CocoExport:
     """Writes the images of a build's mix, bytes as they are, into the new folder `out`, and `keypoints.json` last.
 
-    Raises ConfigError for a folder without a mix or without images, or an `out` that is not empty.
+    `progress` is told the number of hands done. Raises ConfigError for a folder without a mix or without images, or an
+    `out` that is not empty.
     """
-    found = pictures(Path(folder))
+    found = pictures(Path(folder), progress)
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
     licences: dict[str, int] = {}

@@ -16,6 +16,7 @@ So both flags are set for labels made with MANO only; the other hands teach by t
 import io
 import pickle
 import tarfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class HamerExport:
         )
 
 
-def export_hamer(folder: Path, out: Path) -> HamerExport:
+def export_hamer(folder: Path, out: Path, progress: Callable[[int], None] | None = None) -> HamerExport:
     """Writes the hands of a build's mix, each once, into `000000.tar` … of the new folder `out`; its config entry last.
 
     Images keep their bytes. The same build gives the same bytes. Raises ConfigError for a folder without a mix or
@@ -67,7 +68,7 @@ def export_hamer(folder: Path, out: Path) -> HamerExport:
     out = new_folder(out)
     counts = dict.fromkeys(("tars", "images", "hands", "without_mano", "out_of_view"), 0)
     members: list[tuple[str, bytes]] = []
-    for picture in pictures(Path(folder)):
+    for picture in pictures(Path(folder), progress):
         seen = [hand for hand in picture.sample.hands if hand.in_view.any()]
         counts["out_of_view"] += len(picture.sample.hands) - len(seen)
         if seen:

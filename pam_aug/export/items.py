@@ -1,6 +1,6 @@
 """What an export goes over: the hands of a build's mix, each once, and the hand models that made their labels."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from pam_aug.shards.images import Suffix
 from pam_aug.shards.manifest import read_mix
 from pam_aug.shards.reader import ShardReader
 
-__all__ = ["HandModels", "Picture", "new_folder", "pictures", "put"]
+__all__ = ["HandModels", "Picture", "hands_in", "new_folder", "pictures", "put"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +31,18 @@ class Picture:
     suffix: Suffix
 
 
-def pictures(folder: Path) -> Iterator[Picture]:
+def hands_in(folder: Path) -> int:
+    """How many hands an export of this build goes over. Raises as `pictures`."""
+    mix = read_mix(folder)
+    return sum(len(items) for s, items in zip(mix.sources, open_mix(mix, Path(folder))[0]) if parse_ratio(s.share))
+
+
+def pictures(folder: Path, progress: Callable[[int], None] | None = None) -> Iterator[Picture]:
     """The images of a build's mix, in the order of its shards, each once whatever the ratio.
 
     Sources with a share of 0 and sequences that the mix does not keep are left out. The images' checksums are checked.
-    Raises ConfigError where there is no mix, ShardDamaged for changed data.
+    `progress` is told the number of hands gone over. Raises ConfigError where there is no mix, ShardDamaged for changed
+    data.
     """
     mix = read_mix(folder)
     for source, items in zip(mix.sources, open_mix(mix, Path(folder))[0]):
@@ -47,6 +54,8 @@ def pictures(folder: Path) -> Iterator[Picture]:
             if before != (reader.path, ordinal):  # the hands of an image follow each other
                 before = (reader.path, ordinal)
                 yield _picture(reader, ordinal, row)
+            if progress is not None:
+                progress(1)
 
 
 def _picture(reader: ShardReader, ordinal: int, row: np.void) -> Picture:

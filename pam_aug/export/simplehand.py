@@ -12,6 +12,7 @@ their bytes.
 """
 
 import itertools
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,16 @@ class SimpleHandExport:
         )
 
 
-def export_simplehand(folder: Path, out: Path, mano_dir: Path | None = None) -> SimpleHandExport:
+def export_simplehand(
+    folder: Path, out: Path, mano_dir: Path | None = None, progress: Callable[[int], None] | None = None
+) -> SimpleHandExport:
     """Writes the hands of a build's mix, each once, into the new folder `out`; the list `list.json` last.
 
     Files are named by the sample's key and the hand's side, `<key>-r.jpg`. Hands without a mesh or with fewer than two
     joints in the image are left out and counted. Raises ConfigError for a folder without a build, an `out` that is not
     empty, or a build none of whose hands can be written; AssetMissing and SchemaError for hand models.
     """
-    found = pictures(Path(folder))
+    found = pictures(Path(folder), progress)
     first = next(found, None)
     models = HandModels(mano_dir)
     if first is not None and first.sample.hands[0].mano_valid:
