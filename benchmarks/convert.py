@@ -3,14 +3,13 @@
     python benchmarks/convert.py [--quick | --full] [--json] [--workers N] [--folder DIR]
 
 Frames per second are of the whole conversion (labels, shards, hashes, manifest, report) less its start, which
-`startup_s` gives: the time of a conversion of one image. `..._per_cpu_s` counts the processor time of all processes
-instead and says what a loaded machine would hide; tar has one process. `peak_rss_mb` adds up all processes of a
-conversion, pages that they share counted once in each. Caches are warm: every file was read just before.
+`startup_s` gives: the time of a conversion of one image per worker. `..._per_cpu_s` counts the processor time of all
+processes instead and says what a loaded machine would hide; tar has one process. `dexycb_depth_...` is
+`--depth sensor`, and its tar has the depth images too. `peak_rss_mb` is the private memory of all processes of a
+conversion together, and the file-backed pages (libraries) of that one which has most, as they are shared. Caches are
+warm: every file was read just before.
 
-The trees are made here, in the published form. Real in size and form: names, calibration, label archives (members,
-types, compression, segmentation shapes), the annotation pickle with all its tensors, JPEG images of natural entropy
-(70 to 100 kB). Not real: what the images show, and that frames share files by hard links (64 images, some labels), so
-that making a tree takes seconds; reading them costs the same system calls and the same bytes. No depth is read.
+The trees are made by convert_trees.py.
 """
 
 import argparse
@@ -28,143 +27,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
+from convert_trees import files_read, write_dexycb, write_oakink2
 from rows import parser, print_rows, row
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
-import fake_dexycb
-import fake_oakink2
-
 TAR = "tar"
-_IMAGES = 64
-_SEQUENCE_FRAMES = 72  # of a DexYCB sequence
-_OAK_FRAMES = 1600  # images per camera of an OAKINK2 sequence
 _SIZES = {"quick": (1_152, 1_600, 3), "usual": (9_216, 6_400, 5), "full": (50_112, 51_200, 1)}  # images, images, rounds
-
-
-# --- trees -----------------------------------------------------------------------------------------------------------
-
-
-def natural_jpegs(folder: Path, width: int, height: int, count: int) -> list[Path]:
-    """JPEG files of pictures whose spectrum falls off as that of photographs, each of another size of 70 to 100 kB."""
-    rng = np.random.default_rng(0)
-    folder.mkdir(parents=True)
-    paths = []
-    fall = np.hypot(np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]) + 1.0 / width
-    for k in range(count):
-        waves = rng.normal(size=(3, *fall.shape)) + 1j * rng.normal(size=(3, *fall.shape))
-        planes = np.fft.irfft2(waves / fall**1.2, s=(height, width))
-        planes[1:] = 0.8 * planes[:1] + 0.2 * planes[1:]  # colours of a picture go together
-        picture = 128 + 45 * (planes - planes.mean()) / planes.std()
-        pixels = np.clip(np.moveaxis(picture, 0, 2), 0, 255).astype(np.uint8)
-        low, high = 30, 100
-        wanted = rng.integers(70_000, 100_000)
-        while high - low > 1:  # the quality that gives the size
-            middle = (low + high) // 2
-            size = len(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, middle])[1])
-            low, high = (middle, high) if size <= wanted else (low, middle)
-        path = folder / f"{k}.jpg"
-        path.write_bytes(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, low])[1].tobytes())
-        paths.append(path)
-    return paths
-
-
-def segmentation(rng: np.random.Generator) -> np.ndarray:
-    """Outlines of a hand and some objects, as ragged as those that are drawn from meshes."""
-    seg = np.zeros((480, 640), np.uint8)
-    for value in (2, 5, 14, 255):
-        turn = np.linspace(0, 2 * np.pi, 60, endpoint=False)
-        radius = rng.uniform(40, 70) * (1 + 0.25 * rng.normal(size=60).cumsum() / 8)
-        outline = np.stack([np.cos(turn), np.sin(turn)], 1) * radius[:, None] + rng.uniform([150, 130], [490, 350])
-        cv2.fillPoly(seg, [outline.astype(np.int32)], value)
-    return seg
-
-
-def write_dexycb(folder: Path, images: int) -> dict[str, Any]:
-    """A DexYCB tree of `images` images (eight cameras, 72 frames a sequence). Returns the converter's options."""
-    rng = np.random.default_rng(0)
-    fake = fake_dexycb.write_dexycb(folder)
-    jpegs = natural_jpegs(folder / "jpegs", 640, 480, _IMAGES)
-    model = fake.sequences[0]
-    source = fake.root / model.subject / model.name
-    labels: dict[str, list[Path]] = {}
-    for serial in fake_dexycb.SERIALS:
-        for frame in (1, 2, 3, 5):
-            path = source / serial / f"labels_{frame:06d}.npz"
-            label = {**np.load(path), "seg": segmentation(rng)}
-            path.unlink()
-            np.savez_compressed(path, **label)
-            labels.setdefault(serial, []).append(path)
-    meta = (source / "meta.yml").read_text().replace("num_frames: 6", f"num_frames: {_SEQUENCE_FRAMES}")
-    lines = []
-    for number in range(images // (8 * _SEQUENCE_FRAMES)):
-        name, position = f"20200709_{150000 + number:06d}", [i for i in range(100) if i % 5 != 4][number % 80]
-        subject = list(fake_dexycb.EXTRINSICS)[number // 80]
-        sequence = fake.root / subject / name
-        sequence.mkdir()
-        lines.append(f"{subject}/{name} {position}")
-        (sequence / "meta.yml").write_text(meta)
-        np.savez(sequence / "pose.npz", pose_m=np.ones((_SEQUENCE_FRAMES, 1, 51), np.float32))
-        for k, serial in enumerate(fake_dexycb.SERIALS):
-            (sequence / serial).mkdir()
-            for frame in range(_SEQUENCE_FRAMES):
-                os.link(jpegs[(11 * k + 5 * number + frame) % _IMAGES], sequence / serial / f"color_{frame:06d}.jpg")
-                os.link(labels[serial][frame % 4], sequence / serial / f"labels_{frame:06d}.npz")
-    for s in fake.sequences[1:]:
-        shutil.rmtree(fake.root / s.subject / s.name)
-    shutil.rmtree(source)
-    fake.table.write_text("\n".join(lines) + "\n")
-    subjects = sorted({list(fake_dexycb.EXTRINSICS).index(line.split("/")[0]) + 1 for line in lines})
-    return {
-        "converter": "dexycb",
-        "root": str(fake.root),
-        "subjects": subjects,
-        "sequence_table": str(fake.table),
-        "mano_dir": str(fake.mano_dir),
-    }
-
-
-def write_oakink2(folder: Path, images: int) -> dict[str, Any]:
-    """An OAKINK2 tree of `images` images of four cameras, in sequences of up to 1,600 frames."""
-    root = folder / "oakink2"
-    frames = min(images // 4, _OAK_FRAMES)
-    ids = list(range(5, 5 + 4 * frames, 4))
-    jpegs = natural_jpegs(folder / "jpegs", fake_oakink2.WIDTH, fake_oakink2.HEIGHT, _IMAGES)
-    first = fake_oakink2.make_sequence(
-        fake_oakink2.KEY_A, 1, tuple(fake_oakink2.SERIALS), ids, list(range(5, 5 + 4 * frames))
-    )
-    whole = fake_oakink2.annotation_of(first, as_torch=True, whole_body=True)
-    annotation = root / "annotation.pkl"
-    fake_oakink2.write_annotation(annotation, whole)
-    for number in range(images // (4 * frames)):
-        token = f"scene_01__A001++seq__{number:020x}__2023-04-27-20-38-16"
-        (root / "anno_preview").mkdir(exist_ok=True)
-        os.link(annotation, root / "anno_preview" / f"{token}.pkl")
-        for k, serial in enumerate(fake_oakink2.SERIALS):
-            (root / "data" / token / serial).mkdir(parents=True)
-            for at, frame in enumerate(ids):
-                os.link(
-                    jpegs[(11 * k + 5 * number + at) % _IMAGES], root / "data" / token / serial / f"{frame:06d}.jpg"
-                )
-        key = f"(({ids[0]}, {ids[-1]}), None)"
-        fake_oakink2.write_programme(
-            root / "program", token, {key: fake_oakink2.primitive("hold", None, "C12001")}, {key: "Hold the bowl."}
-        )
-    fake_oakink2.write_meshes(root)
-    fake_oakink2.write_mano(root / "mano")
-    return {"converter": "oakink2", "root": str(root), "mano_dir": str(root / "mano")}
-
-
-def files_read(name: str, root: Path) -> list[Path]:
-    """What a conversion reads of the dataset: no depth, no meshes, no segmentation beyond the label archives."""
-    if name == "dexycb":
-        return [p for p in sorted(root.rglob("*")) if p.is_file() and "models" not in p.parts]
-    folders = [p for part in ("data", "anno_preview", "program") for p in sorted((root / part).rglob("*"))]
-    return [p for p in folders if p.is_file()]
-
-
-# --- one run of each -------------------------------------------------------------------------------------------------
 
 
 def tar(files: list[Path], root: Path, out: Path) -> tuple[float, float]:
@@ -182,15 +49,14 @@ def tar(files: list[Path], root: Path, out: Path) -> tuple[float, float]:
     return seconds, _children_cpu_s() - before
 
 
-def convert(section: dict[str, Any], out: Path, workers: int, samples: int) -> tuple[float, float, float]:
+def convert(section: dict[str, Any], out: Path, workers: int, shards: dict[str, Any]) -> tuple[float, float, float]:
     """Seconds of the clock and of the processor, and the greatest MB of all processes together."""
     code = (
         "import json, sys, warnings\nfrom pathlib import Path\nfrom pam_aug.build.config import BuildConfig\n"
         "from pam_aug.build.run import run_build\nfrom pam_aug.config import resolve\n"
-        "section, out, workers, samples = json.loads(sys.argv[1])\n"
+        "section, out, workers, shards = json.loads(sys.argv[1])\n"
         "if __name__ == '__main__':\n"
         "    warnings.simplefilter('ignore')\n"
-        "    shards = {'samples_per_shard': samples}\n"
         "    config = resolve(BuildConfig, {'source': section, 'shards': shards})\n"
         "    done = run_build(config, Path(out), ('real',), workers)\n"
         "    print(done.summary.real_images)\n"
@@ -198,7 +64,7 @@ def convert(section: dict[str, Any], out: Path, workers: int, samples: int) -> t
     script = out.with_suffix(".py")
     script.write_text(code)
     before, start = _children_cpu_s(), time.perf_counter()
-    arguments = json.dumps([section, str(out), workers, samples])
+    arguments = json.dumps([section, str(out), workers, shards])
     process = subprocess.Popen(
         [sys.executable, str(script), arguments], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -218,7 +84,7 @@ def _children_cpu_s() -> float:
 
 
 class _Peak:
-    """Samples the resident memory of a process and all below it."""
+    """Samples the memory of a process and all below it."""
 
     def __init__(self, pid: int) -> None:
         self.mb, self._pid, self._end = 0.0, pid, threading.Event()
@@ -231,16 +97,20 @@ class _Peak:
 
     def _watch(self) -> None:
         while not self._end.wait(0.1):
-            self.mb = max(self.mb, _tree_mb(self._pid))
+            private, from_files = zip(*_tree_pages(self._pid))
+            pages = sum(private) + max(from_files)
+            self.mb = max(self.mb, pages * os.sysconf("SC_PAGE_SIZE") / 1e6)
 
 
-def _tree_mb(pid: int) -> float:
+def _tree_pages(pid: int) -> list[tuple[int, int]]:
+    """Private and file-backed resident pages of a process and all below it. Workers are spawned, so none is forked off
+    another's private memory; and the kernel keeps these counts, while its shares by mapping cost a walk."""
     try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        resident, from_files = map(int, Path(f"/proc/{pid}/statm").read_text().split()[1:3])
         below = [int(c) for t in Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
     except OSError:
-        return 0.0
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6 + sum(map(_tree_mb, below))
+        return [(0, 0)]
+    return [(resident - from_files, from_files), *(pages for child in below for pages in _tree_pages(child))]
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -255,24 +125,29 @@ def measure(size: str, workers: int, folder: Path) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     startup: tuple[float, float] | None = None
     peaks: list[float] = []
+    shards = {"samples_per_shard": 256}
     for name, make, images in makers:
         section = make(folder / name, images)
-        files = files_read(name, Path(section["root"]))
         if startup is None:
-            runs = [convert({**section, "frames": 1}, folder / "one", workers, 256)[:2] for _ in range(min(rounds, 3))]
+            least = {**section, "frames": max(1, workers)}, folder / "one", workers, {"samples_per_shard": 1}
+            runs = [convert(*least)[:2] for _ in range(min(rounds, 3))]
             startup = statistics.median(r[0] for r in runs), statistics.median(r[1] for r in runs)
             rows.append(row("startup_s", [r[0] for r in runs], "s"))
-        for path in files:
-            path.read_bytes()
-        ours, theirs = [], []
-        for _ in range(rounds):
-            theirs.append(tar(files, Path(section["root"]), folder / f"{name}.tar"))
-            wall, cpu, peak = convert(section, folder / f"{name}-out", workers, 256)
-            ours.append((max(wall - startup[0], 1e-3), max(cpu - startup[1], 1e-3)))
-            peaks.append(peak)
-        for unit, which in (("frames_per_s", 0), ("frames_per_cpu_s", 1)):
-            mine, peer = ([images / run[which] for run in runs] for runs in (ours, theirs))
-            rows.append(row(f"{name}_{unit}", mine, "frames/s", TAR, statistics.median(peer)))
+        for depth in (False, True) if name == "dexycb" else (False,):
+            files = files_read(name, Path(section["root"]), depth)
+            for path in files:
+                path.read_bytes()
+            wanted = shards | ({"depth": True, "depth_from": "sensor"} if depth else {})
+            ours, theirs = [], []
+            for _ in range(rounds):
+                theirs.append(tar(files, Path(section["root"]), folder / f"{name}.tar"))
+                wall, cpu, peak = convert(section, folder / f"{name}-out", workers, wanted)
+                ours.append((max(wall - startup[0], 1e-3), max(cpu - startup[1], 1e-3)))
+                peaks.append(peak)
+            for unit, which in (("frames_per_s", 0), ("frames_per_cpu_s", 1)):
+                mine, peer = ([images / run[which] for run in runs] for runs in (ours, theirs))
+                title = f"{name}_depth_{unit}" if depth else f"{name}_{unit}"
+                rows.append(row(title, mine, "frames/s", TAR, statistics.median(peer)))
         shutil.rmtree(folder / name)
     rows.append(row("peak_rss_mb", max(peaks), "MB"))
     return rows
@@ -280,7 +155,7 @@ def measure(size: str, workers: int, folder: Path) -> list[dict[str, Any]]:
 
 def main() -> int:
     arguments: argparse.ArgumentParser = parser(__doc__ or "")
-    arguments.add_argument("--full", action="store_true", help="50,000 frames of each; several minutes, 10 GB of disk")
+    arguments.add_argument("--full", action="store_true", help="50,000 frames of each; several minutes, 25 GB of disk")
     arguments.add_argument("--workers", type=int, default=2, help="worker processes (default 2)")
     arguments.add_argument("--folder", help="where the trees and shards go (default: the system's temporary folder)")
     options = arguments.parse_args()

@@ -32,10 +32,10 @@ class FluxConfig:
 class ExampleConfig:
     """Images with labels: of a converter that has images (`source`, as in a build), or of a folder of shards.
 
-    Shards need `depth.png` and `seg.png` (`pam-aug convert --depth --seg`); `part` is real, synthetic or all of them.
-    `inputs` evenly spread examples are used, -1 all. `look` is how the condition images are drawn. Captions: `captions`
-    is a list or folder as the generator `flux` reads it; else a generated image's own prompt; else `prompt`, where
-    "label" stands for the text of the label (OAKINK2's programme).
+    Shards need `depth.png` and `seg.png` (`pam-aug convert --depth drawn --seg`); `part` is real, synthetic or all of
+    them. `inputs` evenly spread examples are used, -1 all. `look` is how the condition images are drawn. Captions:
+    `captions` is a list or folder as the generator `flux` reads it; else a generated image's own prompt; else `prompt`,
+    where "label" stands for the text of the label (OAKINK2's programme).
     """
 
     source: dict[str, Any] = field(default_factory=dict)

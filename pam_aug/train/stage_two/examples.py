@@ -20,7 +20,7 @@ from pam_aug.render.conditions import Conditions
 from pam_aug.render.pieces import scene_conditions
 from pam_aug.rollouts.scene import Mesh, ObjectMesh, Scene, build_scene
 from pam_aug.schema import Sample
-from pam_aug.shards.images import Suffix, decode_image, decode_plane
+from pam_aug.shards.images import Suffix, decode_depth_mm, decode_image, decode_plane
 from pam_aug.shards.manifest import collect_shards
 from pam_aug.shards.reader import ShardReader
 from pam_aug.train.stage_two.config import ExampleConfig
@@ -143,10 +143,10 @@ class _Shards:
         sample = reader.sample(row)
         if set(reader.extras(row)) != {"depth.png", "seg.png"}:
             raise ConfigError(
-                f"{reader.path}: has no depth.png and seg.png; write the shards again with --depth --seg",
+                f"{reader.path}: has no depth.png and seg.png; write the shards again with --depth drawn --seg",
                 path=str(reader.path),
             )
-        depth = decode_plane(reader.extra(row, "depth.png"), np.uint16, sample.key)
+        depth = decode_depth_mm(reader.extra(row, "depth.png"), sample.key)
         seg = decode_plane(reader.extra(row, "seg.png"), np.uint8, sample.key)
         # Of objects, the look needs names and ids only; the pixels are drawn already.
         objects = tuple(
