@@ -24,10 +24,12 @@ from pam_aug.hand import HandAssets, HandLayer, fit_hand, load_hand, load_open_h
 from pam_aug.rollouts.cameras import CameraRanges, sample_camera
 from pam_aug.rollouts.contact import Contact, hand_parts, measure_contact
 from pam_aug.rollouts.label import hand_label, object_pose, pose_hand
-from pam_aug.rollouts.scene import Item, Mesh, load_mesh
+from pam_aug.rollouts.scene import Item, Mesh
 from pam_aug.safe_pickle import load_joblib_pickle
 from pam_aug.schema import SEG_FIRST_OBJECT, Object, Sample, Source, make_key
 from pam_aug.seeds import derived_seed
+
+from .rollout_tracks import MeshFile
 
 __all__ = ["YCB_NAMES", "DGrasp", "Grasp", "Skeleton", "read_grasps", "solve_skeleton"]
 
@@ -68,6 +70,7 @@ _COLUMNS = {"final_qpos": 51, "final_ee": 63, "final_ee_rel": 63, "final_obj_pos
 _TO_MANO = (0, 1, 3, 2, 4)
 _TO_TIPS = (4, 0, 1, 2, 3)
 _SAME_SKELETON_M = 1e-5
+_REACH_M = (0.05, 0.5)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -218,6 +221,13 @@ class DGrasp:
                 f"not D-Grasp's skeleton. {_GET_LABELS}",
                 residual_m=self.skeleton.residual_m,
             )
+        reach = float(np.linalg.norm(self.skeleton.tips_m, axis=1).max())
+        if not _REACH_M[0] < reach < _REACH_M[1]:
+            raise SourceError(
+                f"{options.labels}: its hand is {reach:.3g} m long from wrist to fingertips; are its positions in "
+                f"metres? {_GET_LABELS}",
+                reach_m=reach,
+            )
         self.grasps = self._chosen(every)
         self.split = next((s for s in ("train", "test") if f"_{s}_" in Path(options.labels).name), "")
         for ycb in sorted({g.object_name for g in self.grasps}):
@@ -302,7 +312,7 @@ class DGrasp:
 
     def _mesh(self, ycb: str) -> Mesh:
         path = Path(self.options.meshes) / ycb / "textured_meshlab.obj"
-        return load_mesh(path, f"ycb/{ycb}/textured_meshlab.obj")
+        return MeshFile(path, f"ycb/{ycb}/textured_meshlab.obj").load()
 
     def _chosen(self, grasps: tuple[Grasp, ...]) -> tuple[Grasp, ...]:
         for wanted in self.options.objects:

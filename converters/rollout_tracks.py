@@ -53,7 +53,8 @@ class MeshFile:
         size = float(np.ptp(mesh.vertices_m, axis=0).max())
         if not 0.003 < size < 3.0:
             raise SourceError(
-                f"{self.path}: the object is {size:.4g} m across; is the mesh's scale right?", size_m=size
+                f"{self.path}: the object is {size:.4g} m across; a mesh in millimetres needs the scale 0.001",
+                size_m=size,
             )
         return mesh
 

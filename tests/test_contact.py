@@ -31,6 +31,17 @@ def test_signed_distance_to_a_cube_is_exact(seed):
     np.testing.assert_allclose(signed_distance_m(points, CUBE_V, CUBE_F[:, ::-1]), _box_distance(points), atol=1e-12)
 
 
+def test_slivers_without_area_change_nothing():
+    """Scans name a point twice in a face, and put three on a line."""
+    verts = np.concatenate([CUBE_V, 0.5 * (CUBE_V[:1] + CUBE_V[1:2])])
+    slivers = [[0, 0, 1], [2, 3, 2], [6, 7, 7], [4, 4, 4], [0, 8, 1], [8, 0, 1], [0, 1, 8]]
+    points = np.concatenate([np.random.default_rng(1).uniform(-0.12, 0.12, (400, 3)), verts, verts * 1.5])
+    for faces in (np.concatenate([CUBE_F, slivers]), np.concatenate([slivers, CUBE_F])):
+        np.testing.assert_allclose(signed_distance_m(points, verts, faces), _box_distance(points), atol=1e-9)
+    edge = nearest_distance_m(np.array([[-0.05, -0.05, 0.07], [-0.02, -0.05, 0.0]]), verts, np.array([[0, 8, 1]]))
+    np.testing.assert_allclose(edge, [0.02, 0.03], atol=1e-12)
+
+
 def test_winding_number_inside_outside_and_through_a_hole():
     inside, outside = np.zeros((1, 3)), np.array([[0.2, 0.0, 0.0]])
     assert winding_numbers(inside, CUBE_V, CUBE_F)[0] == pytest.approx(1.0, abs=1e-12)

@@ -133,6 +133,10 @@ def test_a_missing_mesh_stops_before_any_work(source):
     with pytest.raises(AssetMissing, match="025_mug"):
         DGrasp(_options(source))
     assert len(DGrasp(_options(source, objects=["002_master_chef_can"]))) == 3
+    mesh = Path(source["meshes"]) / "025_mug" / "textured_meshlab.obj"
+    mesh.write_text(TETRA.replace("0.0", "0"))  # 0.03 becomes 03: metres
+    with pytest.raises(SourceError, match="in millimetres needs the scale"):
+        DGrasp(_options(source, objects=["025_mug"]))
 
 
 def _write(source: dict, data: object) -> None:
@@ -158,6 +162,12 @@ def test_damaged_and_foreign_files_say_what_to_do(source, tmp_path):
         DGrasp(_options(source))
     _write(source, {np.int64(1): dict(source["data"][1], final_ee=source["data"][1]["final_ee"] + 0.01)})
     with pytest.raises(SourceError, match="disagree by 10"):
+        DGrasp(_options(source))
+    slipped = dict(source["data"][1])
+    for name, kept in (("final_qpos", 3), ("final_ee", 63), ("final_ee_rel", 63), ("final_obj_pos", 3)):
+        slipped[name] = slipped[name] * np.where(np.arange(slipped[name].shape[1]) < kept, 1000.0, 1.0)
+    _write(source, {np.int64(1): slipped})
+    with pytest.raises(SourceError, match="are its positions in metres"):
         DGrasp(_options(source))
     with pytest.raises(SourceError, match="no such label file"):
         read_grasps(tmp_path / "nothing.pkl")

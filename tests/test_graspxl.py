@@ -219,6 +219,8 @@ def _break(source: dict, change) -> None:
         (lambda d: d["right_hand"]["pose"].__setitem__((4, 2), np.nan), "right_hand.pose is not finite from row 4"),
         (lambda d: d["right_hand"]["rot"].__imul__(180 / np.pi), "degrees"),
         (lambda d: d[CUP]["trans"].__iadd__(5), "never comes within"),
+        (lambda d: d["right_hand"]["trans"].__imul__(1000), "never comes within"),
+        (lambda d: [d[k]["trans"].__imul__(1000) for k in ("right_hand", CUP)], "never comes within"),
         (lambda d: d.pop("right_hand"), "expected right_hand"),
         (lambda d: d.update(other=d[CUP]), "one object"),
         (lambda d: d[CUP].pop("rot"), "rot should be"),
@@ -234,6 +236,17 @@ def test_a_bad_file_is_one_item_with_a_reason_and_the_rest_go_on(source, change,
         converter.item(5)
     with pytest.raises(SourceError, match=message):
         GraspXL(GraspXL.Options(str(source["root"] / "mano_dataset_1" / "large" / CUP), str(source["root"])))
+
+
+def test_screening_goes_on_past_a_file_with_nan(source):
+    _break(source, lambda d: d["right_hand"]["pose"].__setitem__((4, 2), np.nan))
+    root = source["root"]
+    section = {"converter": "graspxl", "sequences": str(root / "mano_dataset_1")}
+    section["meshes"] = str(root / "object_dataset")
+    rows = screen_source(section, ScreenConfig(preset="none"), workers=0).rows
+    assert len(rows) == 2 + 3 + 1
+    assert [row.reason.partition(":")[0] == "unreadable" for row in rows] == [False] * 5 + [True]
+    assert "right_hand.pose is not finite from row 4" in rows[-1].reason
 
 
 class _Evil:

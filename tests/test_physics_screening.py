@@ -1,6 +1,7 @@
 """Screening: each reason on a scene that has it, rows that survive their table, and the command."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -76,6 +77,20 @@ def test_a_mesh_in_millimetres_is_a_row_that_says_so(hand):
     assert not row.kept
     assert row.reason.startswith("mesh: brick.obj")
     assert "millimetres" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("squash", "repeats", "message"), [(1.0, 83_334, "1000008 faces, at most 250000"), (0.0, 1, "zero volume")]
+)
+def test_a_mesh_that_no_engine_takes_is_a_row_that_says_so(hand, squash, repeats, message):
+    seen = scene(hand, -0.001)
+    (placed,) = seen.objects
+    mesh = placed.mesh
+    spoilt = replace(mesh, vertices_m=mesh.vertices_m * [1.0, squash, 1.0], faces=np.tile(mesh.faces, (repeats, 1)))
+    row = Screener(STILL).screen(replace(seen, objects=(replace(placed, mesh=spoilt),)))
+    assert not row.kept
+    assert row.reason.startswith("mesh: brick.obj")
+    assert message in row.reason
 
 
 def test_a_hand_on_one_side_only_is_unstable_under_grip(hand):

@@ -19,7 +19,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from pam_aug.errors import AssetMissing, SourceError
 
-__all__ = ["MAX_FACES", "ConvexPart", "check_mesh", "convex_hull", "convex_parts", "parts_folder"]
+__all__ = ["MAX_FACES", "ConvexPart", "check_mesh", "convex_hull", "convex_parts", "parts_folder", "too_fine"]
 
 ConvexPart = tuple[Float[np.ndarray, "v 3"], Int[np.ndarray, "f 3"]]
 """Vertices in metres and faces, wound outwards, of one convex part."""
@@ -71,10 +71,7 @@ def check_mesh(verts_m: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"])
     if not len(faces) or not len(verts_m) or faces.min() < 0 or faces.max() >= len(verts_m):
         raise SourceError("the mesh has no triangles or names vertices that it lacks; check the mesh file")
     if len(faces) > MAX_FACES:
-        raise SourceError(
-            f"the mesh has {len(faces)} faces, at most {MAX_FACES} are used; decimate it (some thousands are enough)",
-            faces=len(faces),
-        )
+        raise SourceError(too_fine(len(faces)), faces=len(faces))
     used = verts_m[np.unique(faces)]
     if not np.isfinite(used).all():
         raise SourceError("the mesh has vertices that are not finite; check the mesh file")
@@ -88,6 +85,11 @@ def check_mesh(verts_m: Float[np.ndarray, "v 3"], faces: Int[np.ndarray, "f 3"])
         raise SourceError(
             "the mesh is flat: it has zero volume, so it can neither be held nor weighed; give a solid mesh"
         )
+
+
+def too_fine(faces: int) -> str:
+    """What is said of a mesh of more than `MAX_FACES` faces."""
+    return f"the mesh has {faces} faces, at most {MAX_FACES} are used; decimate it (some thousands are enough)"
 
 
 def convex_hull(points_m: Float[np.ndarray, "p 3"]) -> ConvexPart:

@@ -103,16 +103,16 @@ def _square_to_triangle(p, t):
         v, w = 1.0, 0.0
     elif d6 >= 0.0 and d5 <= d6:
         v, w = 0.0, 1.0
-    elif vc <= 0.0 and d1 >= 0.0 and d3 <= 0.0:
+    elif vc <= 0.0 and d1 >= 0.0 and d3 <= 0.0 and d1 > d3:  # equal where the first two corners are one point
         v, w = d1 / (d1 - d3), 0.0
-    elif vb <= 0.0 and d2 >= 0.0 and d6 <= 0.0:
+    elif vb <= 0.0 and d2 >= 0.0 and d6 <= 0.0 and d2 > d6:
         v, w = 0.0, d2 / (d2 - d6)
-    elif va <= 0.0 and d4 - d3 >= 0.0 and d5 - d6 >= 0.0:
+    elif va <= 0.0 and d4 - d3 >= 0.0 and d5 - d6 >= 0.0 and (d4 - d3) + (d5 - d6) > 0.0:
         w = (d4 - d3) / ((d4 - d3) + (d5 - d6))
         v = 1.0 - w
     else:
-        total = va + vb + vc
-        v, w = vb / total, vc / total
+        total = va + vb + vc  # 0 by rounding alone, for corners on one line: any of them is near enough
+        v, w = (vb / total, vc / total) if total > 0.0 else (0.0, 0.0)
     x, y, z = apx - v * abx - w * acx, apy - v * aby - w * acy, apz - v * abz - w * acz
     return x * x + y * y + z * z
 

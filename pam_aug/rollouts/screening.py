@@ -14,7 +14,7 @@ import numpy as np
 from pam_aug.errors import ConfigError, SourceError
 from pam_aug.hand import HandAssets
 from pam_aug.rollouts.contact import Contact, hand_parts, measure_contact
-from pam_aug.rollouts.convex_parts import check_mesh, convex_parts
+from pam_aug.rollouts.convex_parts import MAX_FACES, check_mesh, convex_parts, too_fine
 from pam_aug.rollouts.hand_bodies import hand_capsules, hand_hulls
 from pam_aug.rollouts.object_masses import WATER_KG_M3, YCB_MASSES_KG
 from pam_aug.rollouts.physics import intersection_volume_m3
@@ -102,7 +102,10 @@ class Screener:
     def screen(self, scene: Scene) -> ScreenRow:
         """The row of a scene. A mesh that cannot be simulated is a refused row that says why."""
         key = scene.sample.key
-        held = self._held(scene)
+        try:
+            held = self._held(scene)
+        except SourceError as error:
+            return ScreenRow(key, "", kept=False, reason=f"mesh: {error}")
         if held is None:
             return ScreenRow(key, "", kept=False, reason="no object: the input has no valid object or no hand")
         touching = [
@@ -126,7 +129,10 @@ class Screener:
         return ScreenRow(**row, kept=not reason, reason=reason)
 
     def _held(self, scene: Scene) -> _Held | None:
-        """The object that lies nearest to any hand, and how each hand touches it."""
+        """The object that lies nearest to any hand, and how each hand touches it.
+
+        Raises SourceError for a mesh of too many faces, which it would take a quarter of a minute to measure.
+        """
         named = [o.id for o in scene.sample.objects if o.valid]
         pairs = [(name, o, _box_gap_m(scene.hands, o)) for name, o in zip(named, scene.objects, strict=True)]
         if not pairs or not scene.hands:
@@ -135,6 +141,8 @@ class Screener:
         found: list[_Held] = []
         for name, placed, gap in pairs:
             if gap <= max(_NEAR_M, nearest):
+                if len(placed.mesh.faces) > MAX_FACES:
+                    raise SourceError(f"{placed.mesh.name}: {too_fine(len(placed.mesh.faces))}")
                 verts = placed.verts_cam_m
                 contacts = tuple(
                     measure_contact(h.verts_cam_m, self._parts_of(h.assets), verts, placed.mesh.faces)
