@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,30 @@ def _write_meta(folder: Path, frames: int) -> None:
     pose_m = np.ones((frames, 1, 51), np.float32)
     pose_m[0] = 0
     np.savez(folder / "pose.npz", pose_m=pose_m)
+
+
+@pytest.fixture(scope="module")
+def full_listing(tmp_path_factory) -> Path:
+    """All 1,000 sequences by name, each of two frames, the second with a hand."""
+    root, one = tmp_path_factory.mktemp("full"), tmp_path_factory.mktemp("one")
+    _write_meta(one, 2)
+    for subject in range(10):
+        for name in _names(subject):
+            (root / SUBJECTS[subject] / name).mkdir(parents=True)
+            for file in ("meta.yml", "pose.npz"):
+                os.link(one / file, root / SUBJECTS[subject] / name / file)
+    return root
+
+
+@pytest.mark.parametrize(
+    ("setup", "sizes"),
+    [("s0", (6400, 320, 1280)), ("s1", (5600, 800, 1600)), ("s2", (6000, 1000, 1000)), ("s3", (6000, 800, 1200))],
+)
+def test_a_full_size_listing_has_the_published_numbers_of_sequence_views(full_listing, setup, sizes):
+    indexes = [build_index(full_listing, setup, split) for split in ("train", "val", "test")]
+    assert tuple(map(len, indexes)) == sizes  # a hand in one frame of each
+    assert tuple(index.counts["images"] for index in indexes) == tuple(2 * size for size in sizes)
+    assert tuple(index[len(index) - 1].sample_index for index in indexes) == tuple(2 * size - 1 for size in sizes)
 
 
 def test_11_a_partial_download_is_refused_or_needs_a_table(fake, tmp_path):
