@@ -1,14 +1,10 @@
 """The mixed dataset in real DataLoaders: one order, resumption at every batch, crops with their labels, damage."""
 
-import gc
 import itertools
 import multiprocessing
-import os
 import pickle
-import tracemalloc
 from fractions import Fraction
 from pathlib import Path
-from types import FunctionType, ModuleType
 from typing import Any
 
 import cv2
@@ -17,14 +13,13 @@ import orjson
 import pytest
 import simplejpeg
 import torch
-from index_only import write_index_only
 from made_shards import SIZE, make_jpeg, make_sample, write_shard
 from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError, ShardDamaged
 from pam_aug.geometry import square_crop
-from pam_aug.mix import MixedDataset, open_mix, order, parse_ratio
+from pam_aug.mix import MixedDataset, order
 from pam_aug.shards.manifest import Mix, MixSource, collect_shards, read_mix, write_mix
 from pam_aug.shards.writer import ShardWriter, index_path
 
@@ -304,16 +299,6 @@ def test_an_iteration_goes_on_where_its_own_state_stood(folder):
             again.load_state_dict({**state, **change})  # type: ignore[attr-defined]
 
 
-def test_what_is_held_of_a_shard_does_not_grow_with_its_samples(tmp_path):
-    (source,), _ = open_mix(read_mix(write_index_only(tmp_path, 20, 1000)), tmp_path)
-    tracemalloc.start()
-    for item in range(0, 20_000, 1000):
-        source.find(item)
-    held = tracemalloc.get_traced_memory()[0]
-    tracemalloc.stop()
-    assert held / 20 < 10_000
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_torchdata_goes_on_in_the_middle_of_an_epoch(folder, workers):
     dataset = MixedDataset(folder, 4)
@@ -359,50 +344,3 @@ def test_ddp_ranks_take_their_own_slices(folder):
     assert [key for pair in zip(first, second) for keys in pair for key in keys] == keys_of(MixedDataset(folder, 7))
     assert len(first) == len(second) == 5
     assert a == b
-
-
-# ------------------------------------------------------------------------------------------------------------- growth
-
-
-def held(thing: object) -> int:
-    """How many Python objects hang on `thing`, arrays and strings counted as one each."""
-    seen: set[int] = set()
-    todo = [thing]
-    while todo:
-        one = todo.pop()
-        if id(one) in seen or isinstance(one, type | ModuleType | FunctionType):
-            continue
-        seen.add(id(one))
-        todo += gc.get_referents(one)
-    return len(seen)
-
-
-@pytest.mark.parametrize("keep", ["1", "1/2"])
-def test_what_is_held_grows_with_shards_not_with_samples(tmp_path, keep):
-    """Open every index, read a batch: no object per sample, 8 bytes per item at most, few files open at once."""
-    counts = []
-    for name, per_shard in (("few", 20), ("many", 2000)):
-        dataset = MixedDataset(write_index_only(tmp_path / name, 50, per_shard, keep), 32, decode_threads=1)
-        assert len(dataset.sources[0]) == 50 * per_shard * parse_ratio(keep)
-        for item in range(0, len(dataset.sources[0]), per_shard):
-            reader, number = dataset.sources[0].find(item)
-            assert reader.row(number)["key"].startswith(b"demo/s1/take")
-        (batch, *_) = itertools.islice(dataset, 1)
-        assert len(set(batch["keys"])) == 32
-        counts.append(held(dataset.sources))
-        descriptors = len(os.listdir("/proc/self/fd"))
-        assert descriptors < 250
-        if keep != "1":
-            assert dataset.sources[0]._kept.nbytes == 8 * len(dataset.sources[0])
-    assert counts[1] < counts[0] + 1000  # 99,000 samples more; a few numbers per shard no longer share one object
-
-
-def test_open_shards_are_bounded(tmp_path, monkeypatch):
-    monkeypatch.setattr("pam_aug.mix_sources._open_files", lambda: 64)
-    before = len(os.listdir("/proc/self/fd"))
-    dataset = MixedDataset(write_index_only(tmp_path, 40, 25), 100, decode_threads=1)
-    keys = keys_of(dataset)
-    assert len(set(keys)) == 1000
-    assert len(os.listdir("/proc/self/fd")) - before <= 18  # 8 shards and what looks
-    betas = torch.cat([batch["betas"][:, :2] for batch in dataset])
-    assert len({tuple(b) for b in betas.tolist()}) == 1000
