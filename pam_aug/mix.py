@@ -3,8 +3,8 @@
 import hashlib
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,13 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pam_aug.errors import ConfigError, PamAugError, ResumeMismatch, SchemaError, ShardDamaged
+from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError, ShardDamaged
 from pam_aug.geometry import square_crop
+from pam_aug.mix_memory import BatchMemory
 from pam_aug.mix_order import Schedule, keep_fraction, order, parse_ratio, sequence_of
 from pam_aug.mix_sources import SourceItems, open_mix
 from pam_aug.shards.files import place
-from pam_aug.shards.images import Suffix, decode_image
+from pam_aug.shards.images import decode_image, decode_jpeg_into
 from pam_aug.shards.index import INDEX_DTYPE
 from pam_aug.shards.manifest import read_mix
 from pam_aug.shards.reader import ShardReader
@@ -38,6 +39,8 @@ __all__ = [
 ]
 
 LastBatch = Literal["short", "pad", "drop"]
+# How many items are looked up at once.
+_LOOKUP = 2048
 _LABELS = ("joints_cam_m", "joints_px", "in_view", "K_px", "side", "global_orient", "hand_pose", "betas", "transl")
 
 
@@ -58,7 +61,7 @@ class MixedDataset(IterableDataset):
     With `crop_px` an image is the square around the hand, as wide as its joints' box times `crop_scale`, resized.
     Without, images stay whole and must be of one size. `batch_size` counts hands over all ranks: rank r reads its slice
     of each global batch, so the order does not depend on the number of ranks. The last batch of an epoch is "short",
-    "pad" (filled with the epoch's first items) or "drop". `decode_threads` work on one batch; by default up to 4
+    "pad" (filled with the epoch's first items) or "drop". `decode_threads` make a batch each; by default up to 4
     without workers, else 1; where shards lie at a URL, so many requests run at once.
 
     `mix` is a build's folder or `mix.json`, by path or by a `memory://`, `file://`, `http(s)://` or `s3://` URL, whose
@@ -157,45 +160,41 @@ class MixedDataset(IterableDataset):
         source, item = self.schedule.at(positions)
         return [self.sources[s].find(i) for s, i in zip(source.tolist(), item.tolist())]
 
-    def load(self, positions: np.ndarray, run: Callable[..., Any] = map) -> dict[str, Any]:
-        """The hands at `positions` as a batch (without `position` and `padded`); `run` maps decoding over images."""
-        return self._begin(positions, run)()
+    def load(self, positions: np.ndarray) -> dict[str, Any]:
+        """The hands at `positions` as a batch (without `position` and `padded`)."""
+        source, item = self.schedule.at(positions)
+        return self._load(source, item)
 
-    def _begin(self, positions: np.ndarray, run: Callable[..., Any], **more: int) -> Callable[[], dict[str, Any]]:
-        """Gives the decoding of a batch to `run`. The batch, with `more` in it, is what the returned function returns;
-        it also raises what went wrong here, so that the batches before come first."""
-        try:
-            source, item = self.schedule.at(positions)
-            places = [(self.sources[s], i) for s, i in zip(source.tolist(), item.tolist())]
-            # On a disk a row takes microseconds, less than handing it to a thread; at a URL it is a request.
-            found = list((run if any(s.remote for s in self.sources) else map)(_find, places))
-            readers = [reader for reader, _ in found]
-            rows = np.array([row for _, row in found], INDEX_DTYPE)
-            images = np.empty((len(rows), *self._image_shape(rows, readers), 3), np.uint8)  # each task fills its own
-        except PamAugError as error:
-            return partial(_raise, error)
-        parts = list(zip(readers, rows, images))
-        if self.crop_px is None:
-            tasks: list[_Whole] = [_Whole(*part) for part in parts]
-        else:
-            tasks = [_Cropped(*part, self.crop_scale) for part in parts]
-        # Several images per call of a thread: handing over a call costs as much as a tenth of a small image.
-        step = max(1, min(8, len(tasks) // 8))
-        done = run(_do_all, [tasks[i : i + step] for i in range(0, len(tasks), step)])
+    def _load(
+        self,
+        source: np.ndarray,
+        item: np.ndarray,
+        run: Callable[..., Any] = map,
+        new: Callable[[tuple[int, ...]], np.ndarray] | None = None,
+    ) -> dict[str, Any]:
+        """The batch of these items. `run` maps what reads and what decodes over them; `new` gives the images' memory.
 
-        def finish() -> dict[str, Any]:
-            for _ in done:
-                pass
-            batch: dict[str, Any] = {"image": torch.from_numpy(images)}
-            batch |= {name: torch.from_numpy(rows[name].copy()) for name in _LABELS}
-            batch["mano_valid"] = torch.from_numpy(rows["mano_valid"].copy())
-            batch["is_synthetic"] = torch.from_numpy(rows["synthetic"].copy())
-            batch["keys"] = [
-                key.decode() + ("-r", "-l")[side] for key, side in zip(rows["key"].tolist(), rows["side"].tolist())
-            ]
-            return {**batch, **more}
-
-        return finish
+        All is read before anything is decoded: threads that decode leave each other alone, those that read wait for
+        Python's lock.
+        """
+        places = [(self.sources[s], i) for s, i in zip(source.tolist(), item.tolist())]
+        found = list(run(_find, places))
+        readers = [reader for reader, _ in found]
+        rows = np.array([row for _, row in found], INDEX_DTYPE)
+        shape = (len(rows), *self._image_shape(rows, readers), 3)
+        images = np.empty(shape, np.uint8) if new is None else new(shape)
+        data = list(run(ShardReader.row_image_bytes, readers, rows))
+        decode = _decode if self.crop_px is None else partial(_decode_crop, scale=self.crop_scale)
+        for _ in run(decode, data, readers, rows, images):  # each into its own image and row
+            pass
+        batch: dict[str, Any] = {"image": torch.from_numpy(images)}
+        batch |= {name: torch.from_numpy(rows[name].copy()) for name in _LABELS}
+        batch["mano_valid"] = torch.from_numpy(rows["mano_valid"].copy())
+        batch["is_synthetic"] = torch.from_numpy(rows["synthetic"].copy())
+        batch["keys"] = [
+            key.decode() + ("-r", "-l")[side] for key, side in zip(rows["key"].tolist(), rows["side"].tolist())
+        ]
+        return batch
 
     def _image_shape(self, rows: np.ndarray, readers: list[ShardReader]) -> tuple[int, int]:
         if self.crop_px is not None:
@@ -209,41 +208,80 @@ class MixedDataset(IterableDataset):
         return next(iter(sizes), (0, 0))
 
 
+@dataclass(slots=True)
+class _Planned:
+    """A batch that is not loaded yet: where it begins and ends, how many of it repeat others, and its items."""
+
+    begin: int
+    end: int
+    padded: int
+    source: np.ndarray
+    item: np.ndarray
+
+
 class _Batches(Iterator[dict[str, Any]]):
-    """The batches of one worker, from a position to the end of its epoch. Its state is where the next one begins."""
+    """The batches of one worker, from a position to the end of its epoch. Its state is where the next one begins.
+
+    A thread makes a whole batch: handing over single images costs more than a tenth of decoding a small one. Items at a
+    URL are requests that mostly wait, so there two batches are made at once, and their images in all threads.
+    """
 
     def __init__(self, dataset: MixedDataset, start: int, number: int, workers: int, threads: int) -> None:
         self._dataset, self._worker = dataset, [number, workers]
         length = dataset.schedule.epoch_length
         self._next = start + number * dataset.batch_size
         self._end = start // length * length + length
-        self._begun: deque[tuple[int, Callable[[], dict[str, Any]]]] = deque()
-        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._planned: deque[_Planned] = deque()
+        self._begun: deque[tuple[_Planned, Future[dict[str, Any]]]] = deque()
+        remote = any(source.remote for source in dataset.sources)
+        self._batch_threads = 2 if remote else threads
+        self._pool = ThreadPoolExecutor(self._batch_threads) if threads > 1 else None
+        self._images = ThreadPoolExecutor(threads) if threads > 1 and remote else None
+        self._memory = BatchMemory(self._batch_threads + 3)
+        self._run: Callable[..., Any] = map if self._images is None else self._images.map
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        # One batch ahead, so that the threads have work while this one finds rows and the caller trains.
-        while len(self._begun) < 2 and self._more():
-            positions, end, padded = self._dataset.positions_at(self._next)
-            run = map if self._pool is None else self._pool.map
-            batch = self._dataset._begin(positions, run, position=end, padded=padded)
-            self._begun.append((self._next, batch))
-            self._next += self._worker[1] * self._dataset.batch_size
+        if self._pool is None:
+            planned = self._plan()
+            if planned is None:
+                raise StopIteration
+            return self._load(planned)
+        # One batch more than threads, so that they have work while the caller trains.
+        while len(self._begun) <= self._batch_threads and (planned := self._plan()) is not None:
+            self._begun.append((planned, self._pool.submit(self._load, planned)))
         if not self._begun:
-            if self._pool is not None:
-                self._pool.shutdown(wait=False)
+            self._pool.shutdown(wait=False)
+            if self._images is not None:
+                self._images.shutdown(wait=False)
             raise StopIteration
-        return self._begun.popleft()[1]()
+        return self._begun.popleft()[1].result()
 
-    def _more(self) -> bool:
-        least = self._dataset.batch_size if self._dataset.last == "drop" else 1
-        return self._next + least <= self._end
+    def _load(self, planned: _Planned) -> dict[str, Any]:
+        batch = self._dataset._load(planned.source, planned.item, self._run, self._memory.take)
+        return {**batch, "position": planned.end, "padded": planned.padded}
+
+    def _plan(self) -> _Planned | None:
+        """This worker's next batch. Items are looked up for many batches at once, at a tenth of the price."""
+        if not self._planned:
+            dataset, found = self._dataset, []
+            least = dataset.batch_size if dataset.last == "drop" else 1
+            while self._next + least <= self._end and sum(len(f[1]) for f in found) < _LOOKUP:
+                found.append((self._next, *dataset.positions_at(self._next)))
+                self._next += self._worker[1] * dataset.batch_size
+            if found:
+                source, item = dataset.schedule.at(np.concatenate([positions for _, positions, _, _ in found]))
+                cuts = np.cumsum([len(positions) for _, positions, _, _ in found])[:-1]
+                for (begin, _, end, padded), s, i in zip(found, np.split(source, cuts), np.split(item, cuts)):
+                    self._planned.append(_Planned(begin, end, padded, s, i))
+        return self._planned.popleft() if self._planned else None
 
     def state_dict(self) -> dict[str, Any]:
         """Where this worker's next batch begins and its epoch ends: what StatefulDataLoader saves of each worker."""
-        after = self._begun[0][0] if self._begun else self._next
+        waiting = [planned for planned, _ in self._begun] + list(self._planned)
+        after = waiting[0].begin if waiting else self._next
         order = self._dataset.state_dict()["order"]
         return {"next": after, "end": self._end, "worker": list(self._worker), "order": order}
 
@@ -258,6 +296,7 @@ class _Batches(Iterator[dict[str, Any]]):
             )
         self._next, self._end = state["next"], state["end"]
         self._begun.clear()
+        self._planned.clear()
 
 
 def _find(place: tuple[SourceItems, int]) -> tuple[ShardReader, np.void]:
@@ -266,49 +305,30 @@ def _find(place: tuple[SourceItems, int]) -> tuple[ShardReader, np.void]:
     return reader, reader.row(number)
 
 
-@dataclass(slots=True)
-class _Whole:
-    """Decodes the image of a row into a batch's buffer."""
-
-    reader: ShardReader
-    row: np.void
-    out: np.ndarray
-
-    def __call__(self) -> None:
-        image = self._decode(self.out)
-        if image is not self.out:
-            raise ShardDamaged(f"{self._where}: {image.shape[1]} × {image.shape[0]} pixels, not as its label says")
-
-    @property
-    def _where(self) -> str:
-        return f"{self.reader.path}:{self.row['key'].decode()}"
-
-    def _decode(self, out: np.ndarray | None) -> np.ndarray:
-        suffix: Suffix = "png" if self.row["image_format"] else "jpg"
-        return decode_image(self.reader.row_image_bytes(self.row), suffix, self._where, out)
+def _decode(data: bytes, reader: ShardReader, row: np.void, out: np.ndarray) -> None:
+    """Decodes the image of a row into a batch's memory."""
+    if row["image_format"] or not decode_jpeg_into(data, out):
+        image = _decode_any(data, reader, row, out)
+        if image is not out:
+            height, width = image.shape[:2]
+            raise ShardDamaged(
+                f"{reader.path}:{row['key'].decode()}: {width} × {height} pixels, not as its label says",
+                path=str(reader.path),
+            )
 
 
-@dataclass(slots=True)
-class _Cropped(_Whole):
+def _decode_crop(data: bytes, reader: ShardReader, row: np.void, out: np.ndarray, scale: float) -> None:
     """Decodes the image of a row, crops the square around the hand, and moves `joints_px` and `K_px` with it."""
-
-    scale: float
-
-    def __call__(self) -> None:
-        size = self.out.shape[0]
-        crop = square_crop(self.row["joints_px"], size, self.scale)
-        cv2.warpAffine(self._decode(None), crop.affine, (size, size), dst=self.out, flags=cv2.INTER_LINEAR)
-        self.row["joints_px"] = crop.points(self.row["joints_px"])
-        self.row["K_px"] = crop.intrinsics(self.row["K_px"])
+    size = out.shape[0]
+    crop = square_crop(row["joints_px"], size, scale)
+    image = _decode_any(data, reader, row)
+    cv2.warpAffine(image, crop.affine, (size, size), dst=out, flags=cv2.INTER_LINEAR)
+    row["joints_px"] = crop.points(row["joints_px"])
+    row["K_px"] = crop.intrinsics(row["K_px"])
 
 
-def _do_all(tasks: Sequence[Callable[[], None]]) -> None:
-    for task in tasks:
-        task()
-
-
-def _raise(error: PamAugError) -> Any:
-    raise error
+def _decode_any(data: bytes, reader: ShardReader, row: np.void, out: np.ndarray | None = None) -> np.ndarray:
+    return decode_image(data, "png" if row["image_format"] else "jpg", f"{reader.path}:{row['key'].decode()}", out)
 
 
 def _distributed() -> tuple[int, int]:

@@ -67,6 +67,34 @@ def test_mix_json_round_trip_and_damage(folder):
         read_mix(folder / "nowhere")
 
 
+def test_memory_is_filled_again_only_when_nobody_holds_it(folder):
+    """Whoever keeps a batch, one of its images or an array over it keeps what was in it."""
+    dataset, held, seen = MixedDataset(folder, 4, decode_threads=2), [], set()
+    for number, batch in enumerate(itertools.chain(*itertools.repeat(dataset, 4))):
+        image = batch["image"]
+        seen.add(image.data_ptr())
+        if number % 4 < 3:
+            kept = (image, image[1:].permute(0, 3, 1, 2), image.numpy()[-1])[number % 4]
+            held.append((kept, np.array(kept)))
+    assert len(held) > 15
+    for kept, copy in held:
+        np.testing.assert_array_equal(kept, copy)
+    held.clear()
+    batches = iter(MixedDataset(folder, 1, decode_threads=2))
+    assert len({next(batches)["image"].data_ptr() for _ in range(25)}) <= 5
+
+
+def test_a_whole_epoch_is_looked_up_in_parts(folder, monkeypatch):
+    monkeypatch.setattr("pam_aug.mix._LOOKUP", 5)
+    dataset = MixedDataset(folder, 2)
+    calls, at = [], dataset.schedule.at
+    monkeypatch.setattr(dataset.schedule, "at", lambda positions: calls.append(len(positions)) or at(positions))
+    keys = keys_of(dataset)
+    assert calls == [6, 6, 6, 6, 6]
+    monkeypatch.undo()
+    assert keys == keys_of(MixedDataset(folder, 2))
+
+
 def test_batches_hold_the_order_and_the_labels(folder):
     dataset = MixedDataset(folder, 8)
     source, index = order((20, 9), Fraction(2, 3), 7, 0)

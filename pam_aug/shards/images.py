@@ -10,7 +10,7 @@ from jaxtyping import UInt, UInt8
 
 from pam_aug.errors import ShardDamaged, UnsafeInput
 
-__all__ = ["MAX_PIXELS", "Suffix", "decode_depth_mm", "decode_image", "decode_plane", "image_size"]
+__all__ = ["MAX_PIXELS", "Suffix", "decode_depth_mm", "decode_image", "decode_jpeg_into", "decode_plane", "image_size"]
 
 MAX_PIXELS = 20_000_000
 Suffix = Literal["jpg", "png"]
@@ -62,6 +62,17 @@ def decode_image(
         out[:] = decoded
         return out
     return np.asarray(decoded, dtype=np.uint8)
+
+
+def decode_jpeg_into(data: bytes, out: UInt8[np.ndarray, "H W 3"]) -> bool:
+    """Decodes a JPEG of just the size of `out` into it; its header is read once, which `decode_image` does twice.
+
+    False where that is not possible, `out` then being undefined: `decode_image` says what is wrong.
+    """
+    try:
+        return simplejpeg.decode_jpeg(data, colorspace="RGB", buffer=out).shape == out.shape
+    except ValueError:
+        return False
 
 
 def decode_plane(data: bytes, dtype: type[np.uint8] | type[np.uint16], where: str) -> UInt[np.ndarray, "H W"]:
