@@ -6,10 +6,12 @@ import http.server
 import os
 import tempfile
 import threading
+from dataclasses import asdict
 from pathlib import Path
 
 import fsspec
 import numpy as np
+import orjson
 import pytest
 from made_shards import write_shard
 from test_mix import keys_of, mixed
@@ -20,7 +22,7 @@ from pam_aug.materialize import materialize
 from pam_aug.mix import MixedDataset
 from pam_aug.report.page import write_report
 from pam_aug.shards.files import RemotePath, place, read_whole
-from pam_aug.shards.manifest import read_mix
+from pam_aug.shards.manifest import Mix, MixSource, read_mix
 from pam_aug.shards.reader import ShardReader
 from pam_aug.shards.verify import Report, verify
 
@@ -218,6 +220,14 @@ def test_a_mix_or_a_shard_at_a_url_is_verified(folder, memory, serve, monkeypatc
         main()
     assert stop.value.code == 0
     assert "3 shards, 15 samples, 19 hands: whole" in capsys.readouterr().out
+
+
+def test_a_shard_that_two_sources_read_is_verified_once(memory):
+    url, files = memory
+    mix = read_mix(url)
+    half = tuple(MixSource(f"real-{n}", "1/2", mix.sources[0].shards) for n in range(2))
+    files.pipe("/data/mix.json", orjson.dumps(asdict(Mix(half))))
+    assert counts(verify(url)) == (2, 9, 13, [])
 
 
 def test_damage_at_a_url_is_found_and_named(memory, monkeypatch, tmp_path):

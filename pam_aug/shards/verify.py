@@ -44,7 +44,10 @@ def find_shards(folder: Place | str) -> dict[Place, Sequence[Place]]:
         return {at.parent: [at]}
     at = _folder_of(at)
     if isinstance(at, RemotePath):
-        return {at: [inside(at, shard.path) for source in read_mix(at).sources for shard in source.shards]}
+        named: dict[Place, dict[Place, None]] = {}  # once each, though several sources may read a shard
+        for path in (inside(at, shard.path) for source in read_mix(at).sources for shard in source.shards):
+            named.setdefault(path.parent, {})[path] = None
+        return {folder: list(shards) for folder, shards in named.items()}
     if not at.is_dir():
         raise ConfigError(f"{at}: is no folder; give a build's output or a folder of shards", path=str(at))
     return {p: _tars(p) for p in (at, at / "shards", at / "rejected") if p.is_dir()}
