@@ -99,8 +99,8 @@ def recipe(flux, shards, cached, **fields) -> dict:
     return {
         "name": "tiny", "flux": {"base": str(flux)}, "data": {"shards": str(shards)}, "cache": str(cached),
         "width": SIZE[0], "height": SIZE[1], "iterations": 6, "batch": 4, "micro_batch": 2, "warmup": 2, "lr": 1e-3,
-        "precision": "no", "loaders": 0, "checkpoint_every": 3, "log_every": 2, "tensorboard": False, "cpu": True,
-        **fields,
+        "precision": "no", "checkpointing": False, "loaders": 0, "checkpoint_every": 3, "log_every": 2,
+        "tensorboard": False, "cpu": True, **fields,
     }  # fmt: skip
 
 
