@@ -407,7 +407,7 @@ def test_start_from_copies_the_transformers_first_blocks():
         assert net.pos_embed_input.weight.abs().max() > 0
 
 
-def test_a_build_with_flux_from_end_to_end(tmp_path, files, options):
+def test_a_build_with_flux_from_end_to_end(tmp_path, files, options, monkeypatch):
     from pam_aug.build.config import BuildConfig
     from pam_aug.build.run import run_build
     from pam_aug.config import resolve
@@ -436,6 +436,23 @@ def test_a_build_with_flux_from_end_to_end(tmp_path, files, options):
     shard = ShardReader(tmp_path / "out/shards/syn-00000.tar")
     assert len(shard) == 22
     assert {shard.sample(i).generation.prompt for i in range(22)} == {"a hand at work"}
+
+    paint, painted = FluxGenerator._paint, []
+
+    def killed(self, seeds, *rest):
+        if len(painted) == 18:
+            raise KeyboardInterrupt
+        painted.extend(seeds)
+        return paint(self, seeds, *rest)
+
+    monkeypatch.setattr(FluxGenerator, "_paint", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run_build(resolve(BuildConfig, recipe), tmp_path / "killed", ["synthetic"], workers=0)
+    monkeypatch.setattr(FluxGenerator, "_paint", lambda self, s, *rest: painted.extend(s) or paint(self, s, *rest))
+    run_build(resolve(BuildConfig, recipe), tmp_path / "killed", ["synthetic"], workers=0)
+    assert len(painted) == len(set(painted)) == 30  # nothing twice
+    whole, resumed = (tmp_path / name / "shards/syn-00000.tar" for name in ("out", "killed"))
+    assert whole.read_bytes() == resumed.read_bytes()
 
     def again():
         return run_build(resolve(BuildConfig, recipe), tmp_path / "out", ["synthetic"], workers=0)

@@ -149,7 +149,7 @@ def _real(worker: Worker, out: Path, todo: Plan, trial: Trial) -> Trial:
 
 def _pixels(jpeg: bytes) -> int:
     height, width, *_ = simplejpeg.decode_jpeg_header(jpeg)
-    return height * width
+    return int(height) * int(width)
 
 
 def _contents(path: Path) -> tuple[int, int, int]:

@@ -64,7 +64,7 @@ class Prompted(Protocol):
 
 
 @runtime_checkable
-class Filed(Protocol):
+class Filed(Generator, Protocol):
     """A generator whose images depend on files of the user's: a build goes on only with the same content."""
 
     def content(self) -> dict[str, str]:

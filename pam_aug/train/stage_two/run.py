@@ -79,7 +79,12 @@ class StageTwoRun:
         base = Path(config.flux.base)
         self.scaling = vae_scaling(base)
         encoders = TextEncoders(base, DTYPES[config.precision], self.device)
-        vae = functools.cache(lambda: load_vae(base, torch.float32).to(self.device))  # where a cache lacks latents
+
+        @functools.cache
+        def vae() -> Any:  # once, where a cache lacks latents
+            model: Any = load_vae(base, torch.float32)
+            return model.to(self.device)
+
         self.cache = self._cached(examples, "data", vae, encoders)
         self.held_out = None
         if measured is not None:
