@@ -60,7 +60,7 @@ class Array:
 
     def coerce(self, value: Any, where: str) -> np.ndarray:
         try:
-            array = np.asarray(value, dtype=self.dtype)
+            array = np.asarray(value, dtype=self.dtype, order="C")  # as JSON and the index take it
         except (TypeError, ValueError) as error:
             raise SchemaError(f"{where}: not an array of numbers ({error})", field=where) from error
         if array.shape != self.shape:
@@ -99,8 +99,8 @@ def _numeric_fields(kind: type) -> tuple[tuple[str, str, Array | None], ...]:
 
 
 @functools.cache
-def _field_names(kind: type) -> tuple[str, ...] | None:
-    return tuple(f.name for f in fields(kind)) if is_dataclass(kind) else None
+def _field_names(kind: type) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(kind))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -296,11 +296,11 @@ class Candidate:
 
 # ------------------------------------------------------------------------------------------------------------ keys
 
-_KEY_PART = re.compile(r"[a-z0-9_-]{1,80}")
-_CANDIDATE_SUFFIX = re.compile(r"@\d\d")
+_KEY = re.compile(r"(?:[a-z0-9_-]{1,80}/){4}[a-z0-9_-]{1,80}(?:@\d\d)?")
 _MAX_KEY_BYTES = 180
 
 
+@functools.lru_cache(maxsize=4096)  # a dataset has few names and numbers, which come again with every image
 def clean_key_part(text: str) -> str:
     """`text` as a key part: lower case, every character outside [a-z0-9_-] becomes "-", at most 80 bytes."""
     part = re.sub(r"[^a-z0-9_-]", "-", text.lower())
@@ -323,9 +323,7 @@ def candidate_key(input_key: str, index: int) -> str:
 
 def check_key(key: str) -> str:
     """`key` itself when it follows the rules (five clean parts, optional "@07" end, at most 180 bytes)."""
-    base = key[:-3] if _CANDIDATE_SUFFIX.fullmatch(key[-3:]) else key
-    parts = base.split("/")
-    if len(parts) != 5 or not all(_KEY_PART.fullmatch(p) for p in parts) or len(key) > _MAX_KEY_BYTES:
+    if not _KEY.fullmatch(key) or len(key) > _MAX_KEY_BYTES:
         raise SchemaError(
             f"{key!r} is not a sample key: dataset/subject/sequence/camera/frame in [a-z0-9_-], "
             f"at most {_MAX_KEY_BYTES} bytes, optionally ending in @07",
@@ -339,7 +337,11 @@ def check_key(key: str) -> str:
 
 def sample_to_json(sample: Sample) -> bytes:
     """The sample as JSON bytes, keys in the schema's order, floats as the shortest text of their float32."""
-    return orjson.dumps(_plain(sample), option=orjson.OPT_SERIALIZE_NUMPY)
+    # orjson writes records and their arrays by itself, but Python's floats as float64: a score is all that has such.
+    score = sample.score
+    scored = {n: np.float32(v) if type(v) is float else v for n in _field_names(Score) for v in (getattr(score, n),)}
+    tree = {name: scored if name == "score" else getattr(sample, name) for name in _field_names(Sample)}
+    return orjson.dumps(tree, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def sample_from_json(data: bytes) -> Sample:
@@ -353,27 +355,6 @@ def sample_from_json(data: bytes) -> Sample:
         raise SchemaError(f"not JSON: {error}") from error
     check_version(tree.get("schema_version") if isinstance(tree, dict) else None, "the label")
     return _typed(Sample, tree, "Sample")
-
-
-def _plain(value: Any) -> Any:
-    kind = type(value)
-    if kind in _AS_THEY_ARE:
-        return value
-    if kind is np.ndarray:
-        return value if value.flags.c_contiguous else np.ascontiguousarray(value)
-    if kind is float:
-        return np.float32(value)
-    if kind is tuple:
-        return [_plain(v) for v in value]
-    names = _field_names(kind)
-    if names is None:
-        return value
-    # Half of all fields are text, numbers and switches: not to make a call for each saves a third of the time.
-    found = ((name, getattr(value, name)) for name in names)
-    return {name: held if type(held) in _AS_THEY_ARE else _plain(held) for name, held in found}
-
-
-_AS_THEY_ARE = frozenset({str, int, bool})
 
 
 _HINTS: dict[type, dict[str, Any]] = {}

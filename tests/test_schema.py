@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import orjson
 import pytest
@@ -67,6 +69,18 @@ def test_json_round_trip_is_exact(sample):
 def test_floats_are_the_shortest_text_of_their_float32():
     assert orjson.loads(sample_to_json(_sample()))["score"]["err_mm"] == 0.1
     assert b'"err_mm":0.1,' in sample_to_json(_sample())
+
+
+def test_no_record_but_the_score_has_single_floats_which_json_takes_for_float64():
+    records = (Camera, Generation, Hand, Object, Sample, Source)
+    assert [f.name for kind in records for f in dataclasses.fields(kind) if f.type in (float, "float")] == []
+
+
+def test_arrays_that_are_turned_or_cut_are_written_as_they_read():
+    turned, cut = np.arange(16.0).reshape(4, 4).T, np.zeros((4, 8), np.float32)[:, ::2]
+    for T_cam_obj in (turned, np.asfortranarray(turned, np.float32), cut):
+        sample = dataclasses.replace(_sample(), objects=(Object("a", "m.obj", 16, T_cam_obj),))
+        assert orjson.loads(sample_to_json(sample))["objects"][0]["T_cam_obj"] == T_cam_obj.tolist()
 
 
 def test_json_has_no_null_and_always_every_key():
