@@ -12,6 +12,7 @@ from each sequence's `pose.npz`, and counted; `item` raises SourceError for a fr
 
 import functools
 import hashlib
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ from pam_aug.schema import (
     make_key,
 )
 
-from .dexycb_calibration import T_world_cams, betas_of, intrinsics_px
+from .dexycb_calibration import SequenceMeta, T_world_cams, betas_of, intrinsics_px
 from .dexycb_index import Frame, Index, build_index
 from .dexycb_labels import HEIGHT, WIDTH, FrameLabel, read_depth_m, read_depth_png, read_frame, read_jpeg, read_seg
 from .dexycb_objects import ObjectMeshes, distance_to_object_m, mesh_name
@@ -56,6 +57,22 @@ _NO_MANO = (
 # joint_2d is joint_3d under the camera's K to 3e-5 px; the wrist is transl + J0(betas) to float32.
 _SAME_PIXEL = 0.1
 _SAME_WRIST_M = 1e-3
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Take:
+    """What all frames of a sequence that one camera saw have in common.
+
+    `objects` are all of the sequence, the grasped one first: number in the labels, id, mesh, segmentation id.
+    """
+
+    name: str
+    split: str
+    group: str
+    camera: Camera
+    notes: tuple[str, ...]
+    objects: tuple[tuple[int, str, str, int], ...]
+    meshes: ObjectMeshes
 
 
 class DexYCB:
@@ -117,7 +134,7 @@ class DexYCB:
             )
         self._K_px = {serial: intrinsics_px(self.root, serial) for serial in SERIALS}
         metas = self.index.metas
-        self._view = functools.cache(self._look)
+        self._take = functools.lru_cache(maxsize=64)(self._look)
         self._T_world = {name: T_world_cams(self.root, name) for name in sorted({m.extrinsics for m in metas})}
         self._hands: dict[str, HandAssets] = {}
         self._shapes: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = {}
@@ -155,27 +172,28 @@ class DexYCB:
         image = read_jpeg(self._path(frame, "color_{:06d}.jpg"))
         digest = hashlib.sha256(image).hexdigest()
         serial, subject = SERIALS[frame.camera], SUBJECTS[frame.subject]
-        camera, up = self._view(meta.extrinsics, serial)
+        take = self._take(frame.subject, frame.position, frame.sequence, frame.camera, meta)
         number = f"{frame.number:06d}"
-        objects = self._objects(frame, label)
         sample = Sample(
             key=make_key("dexycb", subject, frame.sequence, serial, number),
-            camera=camera,
+            camera=take.camera,
             hands=(self._hand(path, frame, label, self._K_px[serial]),),
-            objects=objects,
+            objects=tuple(
+                Object(id, mesh, seg_id, label.T_cam_obj[i], bool(label.object_valid[i]))
+                for i, id, mesh, seg_id in take.objects
+            ),
             source=Source(
                 dataset="dexycb",
-                name=f"{subject}/{frame.sequence}/{serial}/color_{number}.jpg",
+                name=f"{take.name}/color_{number}.jpg",
                 licence=LICENCE,
                 converter=self.name,
-                split=f"{self.options.setup}/{self.options.split}",
-                group=f"dexycb/{subject}/{frame.sequence}",
+                split=take.split,
+                group=take.group,
                 image_sha256=digest,
-                notes=self._provenance(frame, up),
+                notes=self._provenance(frame, take.notes),
             ),
         )
-        meshes = ObjectMeshes(self.root, tuple(o.mesh for o in objects))
-        return Item(sample, image, meshes, image_sha256=digest)
+        return Item(sample, image, take.meshes, image_sha256=digest)
 
     def depth_m(self, index: int) -> Float[np.ndarray, "480 640"]:
         """The sensor's depth (z) at the pixels of image `index`, metres; 0 where nothing was measured."""
@@ -227,7 +245,7 @@ class DexYCB:
             return Hand(hand_model="", mano_valid=False, **given)
         assets, (betas, J0) = self._hands[side], self._shapes[side, frame.meta.mano_calib]
         orient, coeffs, transl = label.pose_m[:3], label.pose_m[3:48], label.pose_m[48:]
-        off = float(np.linalg.norm(transl + J0 - joints[0]))
+        off = math.dist(transl + J0, joints[0])
         if off > _SAME_WRIST_M:
             raise SourceError(
                 f"{path}: the wrist of the MANO parameters is {off * 1e3:.1f} mm from the dataset's; the MANO files "
@@ -245,36 +263,32 @@ class DexYCB:
             **given,
         )
 
-    def _objects(self, frame: Frame, label: FrameLabel) -> tuple[Object, ...]:
-        """All objects of the sequence, the grasped one first."""
-        meta = frame.meta
+    def _look(self, subject_index: int, position: int, sequence: str, camera: int, meta: SequenceMeta) -> "_Take":
+        subject, serial, poses = SUBJECTS[subject_index], SERIALS[camera], self._T_world[meta.extrinsics]
+        up = (invert_rigid(poses[serial]) @ poses["apriltag"])[:3, 2]
         order = [meta.grasped, *(i for i in range(len(meta.ycb_ids)) if i != meta.grasped)]
-        return tuple(
-            Object(
-                id=YCB_NAMES[meta.ycb_ids[i]],
-                mesh=mesh_name(meta.ycb_ids[i]),
-                seg_id=SEG_FIRST_OBJECT + meta.ycb_ids[i] - 1,
-                T_cam_obj=label.T_cam_obj[i],
-                valid=bool(label.object_valid[i]),
-            )
-            for i in order
+        ids = [meta.ycb_ids[i] for i in order]
+        meshes = tuple(mesh_name(i) for i in ids)
+        return _Take(
+            name=f"{subject}/{sequence}/{serial}",
+            split=f"{self.options.setup}/{self.options.split}",
+            group=f"dexycb/{subject}/{sequence}",
+            camera=Camera(WIDTH, HEIGHT, self._K_px[serial], poses[serial]),
+            notes=(
+                f"grasped: {YCB_NAMES[ids[0]]}",
+                "up in the camera frame, from the tag: " + " ".join(f"{v:.5f}" for v in up),
+                "25 fps nominal, the source has no timestamps",
+                "joints: the dataset's joint_3d",
+                f"sequence position {position} of its subject's 100",
+            ),
+            objects=tuple(
+                (i, YCB_NAMES[id], mesh, SEG_FIRST_OBJECT + id - 1) for i, id, mesh in zip(order, ids, meshes)
+            ),
+            meshes=ObjectMeshes(self.root, meshes),
         )
 
-    def _look(self, extrinsics: str, serial: str) -> tuple[Camera, str]:
-        """A camera of a calibration, and the note on which way is up: the same for all its frames."""
-        poses = self._T_world[extrinsics]
-        up = (invert_rigid(poses[serial]) @ poses["apriltag"])[:3, 2]
-        note = "up in the camera frame, from the tag: " + " ".join(f"{v:.5f}" for v in up)
-        return Camera(WIDTH, HEIGHT, self._K_px[serial], poses[serial]), note
-
-    def _provenance(self, frame: Frame, up: str) -> tuple[str, ...]:
-        notes = [
-            f"grasped: {YCB_NAMES[frame.meta.ycb_ids[frame.meta.grasped]]}",
-            up,
-            "25 fps nominal, the source has no timestamps",
-            "joints: the dataset's joint_3d",
-            f"sequence position {frame.position} of its subject's 100",
-        ]
+    def _provenance(self, frame: Frame, shared: tuple[str, ...]) -> tuple[str, ...]:
+        notes = [*shared]
         if frame.sample_index >= 0:
             notes.append(f"sample {frame.sample_index} of the official split")
         if frame.meta.side == "left" and self._hands:
@@ -312,5 +326,5 @@ class DexYCB:
 
     def _path(self, frame: Frame, name: str) -> str:
         """As text: three paths per image are looked at once each, and making a Path takes longer than opening it."""
-        parts = SUBJECTS[frame.subject], frame.sequence, SERIALS[frame.camera], name.format(frame.number)
-        return os.path.join(self._root, *parts)
+        folder = f"{self._root}/{SUBJECTS[frame.subject]}/{frame.sequence}/{SERIALS[frame.camera]}"
+        return f"{folder}/{name.format(frame.number)}"

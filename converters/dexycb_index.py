@@ -55,13 +55,13 @@ class Index:
         return int(self.image_start[-1])
 
     def __getitem__(self, index: int) -> Frame:
-        s = int(np.searchsorted(self.image_start, index, side="right")) - 1
-        numbers = self.kept[self.kept_start[s] : self.kept_start[s + 1]]
-        view, at = divmod(index - int(self.image_start[s]), len(numbers))
-        number, official = int(numbers[at]), int(self.official_start[s])
+        s = int(self.image_start.searchsorted(index, "right")) - 1
+        first, end = int(self.kept_start[s]), int(self.kept_start[s + 1])
+        view, at = divmod(index - int(self.image_start[s]), end - first)
+        number, official = int(self.kept[first + at]), int(self.official_start[s])
         if official >= 0:
             official += view * self.metas[s].frames + number
-        subject, position = (int(v) for v in self.places[s])
+        subject, position = self.places[s].tolist()
         return Frame(subject, position, self.names[s], self.cameras[view], number, official, self.metas[s])
 
 

@@ -32,6 +32,7 @@ __all__ = [
 
 WIDTH, HEIGHT = 640, 480
 _NO_DEPTH = (0, 65535)
+_IDENTITY = np.eye(4)
 _DEPTH_HEADER = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">IIBB", WIDTH, HEIGHT, 16, 0)  # 16 bits, grey
 
 
@@ -58,19 +59,20 @@ def read_frame(path: str | Path, objects: int) -> FrameLabel | None:
         path, {"joint_3d": (1, 21, 3), "joint_2d": (1, 21, 2), "pose_m": (1, 51), "pose_y": (objects, 3, 4)}
     )
     joints, pose_m, pose_y = arrays["joint_3d"][0], arrays["pose_m"][0], arrays["pose_y"]
-    if (joints == -1).all():
+    if joints[0, 0] == -1 and (joints == -1).all():
         return None
     if not pose_m.any():
         raise SourceError(f"{path}: has a hand's joints and no hand pose; copy it again", path=str(path))
-    if not (joints[:, 2] > 0).all():
+    if not joints[:, 2].min() > 0:
         raise SourceError(f"{path}: joints lie behind the camera; copy it again", path=str(path))
-    valid = np.any(pose_y != 0, axis=(1, 2))
-    if not is_rotation(pose_y[valid][:, :, :3]):
+    valid = np.asarray(pose_y.reshape(objects, 12).any(axis=1))
+    if not valid.all():
+        pose_y = np.where(valid[:, None, None], pose_y, _IDENTITY[:3])
+    if not is_rotation(pose_y[:, :, :3]):
         raise SourceError(f"{path}: an object's pose is not a rotation and a translation", path=str(path))
-    T_cam_obj = np.zeros((objects, 4, 4))
-    T_cam_obj[:] = np.eye(4)
-    T_cam_obj[valid, :3] = pose_y[valid]
-    return FrameLabel(joints, arrays["joint_2d"][0], pose_m, T_cam_obj, np.asarray(valid))
+    T_cam_obj = np.empty((objects, 4, 4))
+    T_cam_obj[:, :3], T_cam_obj[:, 3] = pose_y, _IDENTITY[3]
+    return FrameLabel(joints, arrays["joint_2d"][0], pose_m, T_cam_obj, valid)
 
 
 def read_hand_frames(path: str | Path, frames: int) -> Bool[np.ndarray, "f"]:

@@ -8,6 +8,7 @@ checked, and nothing is ever unpickled.
 
 import functools
 import io
+import math
 import os
 import struct
 import zlib
@@ -75,9 +76,12 @@ def read_npz(path: str | Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, 
             raise SourceError(
                 f"{path}: {name} has shape {array.shape} and type {array.dtype}, expected {shape}", path=str(path)
             )
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            raise SourceError(f"{path}: {name} holds NaN or infinity; copy it again", path=str(path))
-    return {name: a.astype(np.float64) if a.dtype.kind == "f" else a for name, a in arrays.items()}
+        if array.dtype.kind == "f":
+            arrays[name] = array = array.astype(np.float64)
+            # The sum of squares is finite only where all are: one pass for two, which decide where it is not.
+            if not math.isfinite(np.vdot(array, array)) and not np.isfinite(array).all():
+                raise SourceError(f"{path}: {name} holds NaN or infinity; copy it again", path=str(path))
+    return arrays
 
 
 def _directory(data: bytes) -> dict[bytes, tuple[int, int, int, int, int]]:

@@ -177,6 +177,8 @@ def project(points_cam_m: Float[ArrayT, "*b n 3"], K_px: Float[ArrayT, "*#b 3 3"
     lib = _lib(points_cam_m)
     z = points_cam_m[..., 2:]
     in_front = z > 0
+    if lib is np and in_front.all():  # as it nearly always is; the whole expression takes twice the time
+        return (points_cam_m / z @ K_px.swapaxes(-1, -2))[..., :2]
     rays = points_cam_m / lib.where(in_front, z, lib.ones_like(z))
     px = (rays @ K_px.swapaxes(-1, -2))[..., :2]
     return lib.where(in_front, px, lib.full_like(px, float("nan")))

@@ -161,8 +161,11 @@ class Worker:
 
     def _extras(self, draw: Callable[[], Conditions], measured: Callable[[], bytes] | None = None) -> dict[str, bytes]:
         """What goes beside an image: drawn where it is asked for, except depth that was `measured`."""
-        shards, drawn = self._config.shards, functools.cache(draw)
+        shards = self._config.shards
         extras: dict[str, bytes] = {}
+        if not shards.depth and not shards.seg:
+            return extras
+        drawn = functools.cache(draw)
         if shards.depth:
             extras["depth.png"] = measured() if measured else depth_png(drawn().depth_m)
         if shards.seg:

@@ -63,7 +63,8 @@ def hand_label(
 
 def in_image(px: Float[np.ndarray, "n 2"], width: int, height: int) -> np.ndarray:
     """Which points lie on the image's pixels, whose centres are integers; NaN (behind the camera) is not."""
-    return np.all((px >= -0.5) & (px < np.array([width, height]) - 0.5), axis=-1)
+    x, y = px[..., 0], px[..., 1]
+    return (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
 
 
 def object_pose(T_world_obj: Float[np.ndarray, "4 4"], camera: Camera) -> Float[np.ndarray, "4 4"]:
