@@ -4,7 +4,8 @@
 
 20,000 JPEGs of 224 × 224 (about 12 kB each) and 175 label numbers per image, the same for all, from a warm page cache,
 on two cores. What each reader delivers and how is in `loader_readers.py`; that all deliver the same is checked. Each
-runs with 0 and with 2 worker processes (ours without workers decodes in 2 threads) and counts with its better one.
+runs two epochs with 0 and with 2 worker processes (ours without workers decodes in 2 threads), of which the second
+counts, and enters with its better one.
 `decode_ceiling` is two processes that decode the same JPEGs from memory and do nothing else.
 
 Large data: a mix of 1,000 shards of 1,000 samples (hard links of one shard): opening all its indexes, the first batch
