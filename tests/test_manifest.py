@@ -1,10 +1,12 @@
 """The tables and the card beside the shards: exact round trips, counts, and what `verify --rebuild` makes anew."""
 
+import hashlib
 import math
 from pathlib import Path
 
+import orjson
 import pytest
-from made_shards import make_jpeg, write_shard
+from made_shards import make_jpeg, make_sample, write_shard
 
 from pam_aug.errors import ShardDamaged
 from pam_aug.schema import Candidate, Verdict
@@ -13,6 +15,8 @@ from pam_aug.shards.manifest import (
     Mix,
     MixSource,
     collect_shards,
+    manifest_row,
+    manifest_table,
     read_candidates,
     read_mix,
     write_candidates,
@@ -20,6 +24,7 @@ from pam_aug.shards.manifest import (
     write_mix,
 )
 from pam_aug.shards.verify import verify
+from pam_aug.shards.writer import ShardWriter
 
 
 @pytest.fixture
@@ -61,8 +66,6 @@ def test_candidates_round_trip_with_infinities(tmp_path):
 
 
 def test_the_manifest_has_a_row_per_sample(folder):
-    import hashlib
-
     import pyarrow.parquet as pq
 
     shards = sorted((folder / "shards").glob("*.tar"))
@@ -79,6 +82,20 @@ def test_the_manifest_has_a_row_per_sample(folder):
         write_manifest(folder / "manifest.parquet", shards)
     assert (folder / "manifest.parquet").read_bytes() == before
     assert not list(folder.glob(".tmp-*"))
+
+
+def test_rows_made_while_a_shard_was_written_give_the_same_manifest(folder, tmp_path):
+    shards = sorted((folder / "shards").glob("*.tar"))
+    write_manifest(folder / "manifest.parquet", shards)
+    sample, image = make_sample(0), make_jpeg(0)
+    with ShardWriter(tmp_path / "new" / "real-00007.tar", "real") as shard:
+        label = orjson.loads(shard.add(sample, image))
+    row = manifest_row(label, "real-00007.tar", 0, len(image), hashlib.sha256(image).hexdigest())
+    new = [tmp_path / "new" / "real-00007.tar", shards[0]]
+    read, known = tmp_path / "read.parquet", tmp_path / "known.parquet"
+    assert write_manifest(read, new) == write_manifest(known, new, {new[0]: manifest_table([row])}) == 4
+    assert read.read_bytes() == known.read_bytes()
+    assert shard.sha256 == shard.marker["sha256"] == hashlib.sha256(new[0].read_bytes()).hexdigest()
 
 
 def test_the_card_counts_what_the_manifest_holds(folder):

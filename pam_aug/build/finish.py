@@ -1,10 +1,11 @@
 """The end of a build: the mix, the tables, the card and the page, and what is said on the terminal."""
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pam_aug.build.config import BuildConfig
 from pam_aug.build.failures import count_failures
@@ -17,6 +18,9 @@ from pam_aug.shards.card import write_card
 from pam_aug.shards.manifest import Mix, MixShard, MixSource, collect_shards, write_mix
 from pam_aug.shards.reader import read_marker
 from pam_aug.shards.writer import LEFT_OUT
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["FAILURE_BUDGET", "Result", "finish"]
 
@@ -54,8 +58,17 @@ class Result:
         return "\n".join(lines)
 
 
-def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, ...]) -> Result:
-    """Write what is derived from the committed shards. Raises BudgetExceeded, after writing, where too much failed."""
+def finish(
+    config: BuildConfig,
+    out: Path,
+    real_folder: str,
+    notes: tuple[str, ...],
+    known: "Mapping[tuple[str, str], pa.Table]",
+) -> Result:
+    """Write what is derived from the committed shards; `known` as in `write_card`.
+
+    Raises BudgetExceeded, after writing, where too much failed.
+    """
     real = collect_shards(Path(real_folder) if real_folder else shards_folder(out), "real", out)
     synthetic = collect_shards(shards_folder(out), "syn", out)
     ratio = parse_ratio(config.mix.ratio)
@@ -83,7 +96,7 @@ def finish(config: BuildConfig, out: Path, real_folder: str, notes: tuple[str, .
     ]
     mix = Mix(tuple(s for s in sources if s.shards), seed=config.mix.seed, when_short=config.mix.when_short)
     write_mix(out / "mix.json", mix)
-    write_card(out, mix)
+    write_card(out, mix, known)
     summary = summarise(out)
     write_report(out)
     result = Result(out, summary, (*notes, *left_out, *summary.notes))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pam_aug import registry
 from pam_aug.build.config import BuildConfig, check, open_backend, open_converter, open_judges, pixel_fields
@@ -27,9 +27,12 @@ from pam_aug.rollouts.screening import NO_SIMULATION
 from pam_aug.rollouts.stability import engine_version
 from pam_aug.schema import SCHEMA_VERSION
 from pam_aug.select import select
-from pam_aug.shards.manifest import read_candidates
+from pam_aug.shards.manifest import manifest_table, read_candidates
 from pam_aug.shards.reader import read_marker
 from pam_aug.shards.writer import index_path, is_committed, marker_path, shard_name
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["Plan", "default_workers", "plan", "run_build"]
 
@@ -164,8 +167,8 @@ def run_build(
             if not path.is_file():
                 path.parent.mkdir(exist_ok=True)
                 save_npz(assets, path)
-    _run_units(todo, out, workers if workers >= 0 else default_workers(config, parts))
-    return finish(config, out, real_folder=todo.real_section.get("shards", ""), notes=todo.notes)
+    known = _run_units(todo, out, workers if workers >= 0 else default_workers(config, parts))
+    return finish(config, out, real_folder=todo.real_section.get("shards", ""), notes=todo.notes, known=known)
 
 
 def default_workers(config: BuildConfig, parts: Sequence[str] = ("real", "synthetic")) -> int:
@@ -191,8 +194,12 @@ def _slices(items: Any, size: int) -> list[Any]:
     return [items[i : i + size] for i in range(0, len(items), size)]  # of a range: ranges, which take no memory
 
 
-def _run_units(todo: Plan, out: Path, workers: int) -> None:
-    """Do what is not committed yet. One bad input is rows with a reason; anything worse is raised here."""
+def _run_units(todo: Plan, out: Path, workers: int) -> "dict[tuple[str, str], pa.Table]":
+    """Do what is not committed yet. One bad input is rows with a reason; anything worse is raised here.
+
+    Returns the manifest's rows of the real shards that were written, by name and sha256: some 400 bytes per image.
+    """
+    known: dict[tuple[str, str], pa.Table] = {}
     shards = shards_folder(out)
     real = {
         s: indices for s, indices in enumerate(todo.real_shards) if not is_committed(shards / shard_name("real", s))
@@ -201,7 +208,7 @@ def _run_units(todo: Plan, out: Path, workers: int) -> None:
         s: indices for s, indices in enumerate(todo.synthetic_shards) if not is_committed(shards / shard_name("syn", s))
     }
     if not real and not synthetic:
-        return
+        return known
     candidates = todo.config.generate.candidates
     total = sum(map(len, real.values())) + candidates * sum(map(len, synthetic.values()))
     job = Job(todo.config, todo.real_section, out)
@@ -238,6 +245,8 @@ def _run_units(todo: Plan, out: Path, workers: int) -> None:
                         ready.append(PackSynthetic(unit.shard, synthetic[unit.shard]))
                 elif isinstance(unit, WriteReal):
                     progress.add(len(unit.indices))
+                    # Rows become columns, a tenth of their memory, while the workers are at the next shards.
+                    known[shard_name("real", unit.shard), result.sha256] = manifest_table(result.rows)
 
         if grouped:
             go(engine.run_grouped(list(grouped.values())))
@@ -245,6 +254,7 @@ def _run_units(todo: Plan, out: Path, workers: int) -> None:
         if whole_build and synthetic:
             ready.extend(_judged_together(todo, out, synthetic))
         go(engine.run(tuple(ready)))
+    return known
 
 
 def _forget(out: Path, stop: BudgetExceeded) -> None:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import orjson
+
 from pam_aug.build.config import BuildConfig, open_backend, open_converter, open_judges
 from pam_aug.build.failures import FailedImage, Streak, write_failures
 from pam_aug.build.hand_crop import AbsentHand, HandCrops
@@ -25,10 +27,10 @@ from pam_aug.score import combine_scores, score_candidates, score_of
 from pam_aug.seeds import candidate_seed
 from pam_aug.select import select
 from pam_aug.shards.images import decode_image
-from pam_aug.shards.manifest import write_candidates
+from pam_aug.shards.manifest import manifest_row, write_candidates
 from pam_aug.shards.writer import LEFT_OUT, ShardWriter, shard_name
 
-__all__ = ["SENSOR_DEPTH", "Job", "MakeCandidates", "PackSynthetic", "WriteReal", "make_worker"]
+__all__ = ["SENSOR_DEPTH", "Job", "MakeCandidates", "PackSynthetic", "WriteReal", "Written", "make_worker"]
 
 SENSOR_DEPTH = "depth: the sensor's, 0 and 65535 where nothing was measured"
 """The note of samples whose depth was not drawn."""
@@ -48,10 +50,18 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class WriteReal:
-    """Write real shard `shard` from the items `indices` of the real converter. Result: the shard's counts."""
+    """Write real shard `shard` from the items `indices` of the real converter. Result: a `Written`."""
 
     shard: int
     indices: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A committed shard: its tar's hash, and the manifest's rows of it, for which its labels need not be read again."""
+
+    sha256: str
+    rows: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,10 +133,11 @@ class Worker:
 
     # ------------------------------------------------------------------------------------------------------- real half
 
-    def _write_real(self, unit: WriteReal) -> dict[str, int]:
+    def _write_real(self, unit: WriteReal) -> Written:
         path = shards_folder(self._out) / shard_name("real", unit.shard)
         hands, measured = self._real.hand_assets(), self._config.shards.sensor_depth
         failed: list[FailedImage] = []
+        rows: list[dict[str, Any]] = []
         self._streak.shards.append(unit.shard)
         with ShardWriter(path, "real") as shard:
             for index in unit.indices:
@@ -141,7 +152,8 @@ class Worker:
                         )
                         digest = item.image_sha256 or hashlib.sha256(item.image).hexdigest()
                         sample = _with_provenance(item.sample, digest, SENSOR_DEPTH if measured else "")
-                        shard.add(sample, item.image, _suffix(item.image), extras, digest)
+                        label = orjson.loads(shard.add(sample, item.image, _suffix(item.image), extras, digest))
+                        rows.append(manifest_row(label, path.name, len(rows), len(item.image), digest))
                         self._streak.ended()
                     except AbsentHand:
                         pass
@@ -152,7 +164,7 @@ class Worker:
                         failed.append(FailedImage(index, key, type(error).__name__, str(error)))
                         self._streak.add(str(error))
             write_failures(failures_path(self._out, unit.shard), failed)
-        return shard.marker["counts"]
+        return Written(shard.sha256, rows)
 
     def _real_conditions(self, number: int, item: Item, hands: Mapping[str, HandAssets]) -> Conditions:
         if isinstance(self._real, HandCrops):

@@ -1,11 +1,16 @@
 """The dataset card: what a build holds, whose licences bind it, and how to read it, as Markdown for people and hubs."""
 
+from collections.abc import Mapping
 from operator import add
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pam_aug.shards.atomic import write_atomic
 from pam_aug.shards.files import inside
 from pam_aug.shards.manifest import Mix, write_manifest
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["dataset_card", "write_card"]
 
@@ -37,13 +42,16 @@ _FIGURES += [(side, end) for side in ("width", "height") for end in ("min", "max
 _HEAD = ["images", "labels from", "split", "generator", "pixels", "number", "hands", "MB", "mean error, mm", "licence"]
 
 
-def write_card(folder: Path, mix: Mix) -> None:
+def write_card(folder: Path, mix: Mix, known: "Mapping[tuple[str, str], pa.Table] | None" = None) -> None:
     """Writes `manifest.parquet` and `card.md` of a folder from the shards of its mix.
 
+    `known` are the manifest's rows (`manifest_table`) of shards that need not be read, by the tar's name and sha256.
     Raises ShardDamaged where they cannot be read, StorageError where the disk refuses.
     """
     manifest = folder / "manifest.parquet"
-    write_manifest(manifest, [inside(folder, shard.path) for source in mix.sources for shard in source.shards])
+    shards = [(inside(folder, shard.path), shard.sha256) for source in mix.sources for shard in source.shards]
+    tables = {path: (known or {}).get((path.name, sha256)) for path, sha256 in shards}
+    write_manifest(manifest, [path for path, _ in shards], tables)
     write_atomic(folder / "card.md", dataset_card(folder.resolve().name, mix, manifest).encode())
 
 

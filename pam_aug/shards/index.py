@@ -60,19 +60,18 @@ def hand_rows(sample: Sample, ordinal: int, image: bytes, suffix: Suffix, image_
     # Packed as bytes: to fill a structured row field by field takes several times as long.
     camera, key = sample.camera, sample.key.encode()
     place = image_offset, len(image), zlib.crc32(image) if sample.hands else 0
-    rows = [
-        part
-        for number, hand in enumerate(sample.hands)
-        for part in (
+    parts: list[bytes] = []
+    for number, hand in enumerate(sample.hands):
+        parts.append(
             _NUMBERS.pack(
                 *(key, ordinal, number, SIDES.index(hand.side), sample.synthetic, hand.mano_valid),
                 *(_SUFFIXES.index(suffix), camera.width, camera.height, *place),
-            ),
-            *(camera.K_px, hand.joints_cam_m, hand.joints_px, hand.in_view),
-            *(hand.global_orient, hand.hand_pose, hand.betas, hand.transl),
+            )
         )
-    ]
-    return np.frombuffer(b"".join(rows), INDEX_DTYPE)
+        arrays = camera.K_px, hand.joints_cam_m, hand.joints_px, hand.in_view
+        arrays += hand.global_orient, hand.hand_pose, hand.betas, hand.transl
+        parts += [array.tobytes() for array in arrays]
+    return np.frombuffer(b"".join(parts), INDEX_DTYPE)
 
 
 def index_bytes(rows: np.ndarray, tar_bytes: int, tar_sha256: str) -> bytes:

@@ -2,10 +2,10 @@
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 
@@ -18,6 +18,9 @@ from pam_aug.shards.tables import arrow_schema, not_a_table, read_table, write_t
 from pam_aug.shards.writer import ShardKind
 from pam_aug.versions import SCHEMA_VERSION, check_version
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 __all__ = [
     "Mix",
     "MixShard",
@@ -26,6 +29,8 @@ __all__ = [
     "candidate_rows",
     "collect_shards",
     "manifest_is_of",
+    "manifest_row",
+    "manifest_table",
     "mix_from_tree",
     "read_candidates",
     "read_mix",
@@ -188,12 +193,12 @@ def candidate_from_row(row: dict[str, Any], where: str) -> Candidate:
         raise not_a_table(where, _CANDIDATES, error) from error
 
 
-def write_manifest(path: Path, shards: Iterable[Place]) -> int:
+def write_manifest(path: Path, shards: Iterable[Place], known: "Mapping[Place, pa.Table | None] | None" = None) -> int:
     """`manifest.parquet`: one row per sample, in the order of the shards. Returns the number of rows.
 
-    One shard is in memory at a time. `image_sha256` is of the image in the shard; errors are -1 where none was scored.
+    `known` has tables of shards that need not be read (`manifest_table`); of the others one is in memory at a time.
+    `image_sha256` is of the image in the shard; errors are -1 where none was scored.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     path, total = Path(path), 0
@@ -203,10 +208,11 @@ def write_manifest(path: Path, shards: Iterable[Place]) -> int:
         try:
             with create_temporary(temporary) as file, pq.ParquetWriter(file, schema) as writer:
                 for shard in shards:
-                    rows = _manifest_rows(shard)
-                    total += len(rows)
-                    if rows:
-                        writer.write_table(pa.Table.from_pylist(rows, schema))
+                    table = (known or {}).get(shard)
+                    table = manifest_table(_manifest_rows(shard)) if table is None else table
+                    total += len(table)
+                    if len(table):
+                        writer.write_table(table)
                 writer.close()
                 file.flush()
                 os.fsync(file.fileno())
@@ -216,6 +222,32 @@ def write_manifest(path: Path, shards: Iterable[Place]) -> int:
             raise
         fsync_folder(path.parent)
     return total
+
+
+def manifest_table(rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
+    """The part of a manifest with these rows of one shard, each from `manifest_row`."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(list(rows), arrow_schema(_MANIFEST_COLUMNS))
+
+
+def manifest_row(
+    label: Mapping[str, Any], shard: str, index: int, image_bytes: int, image_sha256: str
+) -> dict[str, Any]:
+    """The manifest's row of sample `index` of the tar `shard`, from its label as JSON gives it.
+
+    Raises KeyError or TypeError where the label is not of the schema.
+    """
+    source, made, score, hands = label["source"], label["generation"], label["score"], label["hands"]
+    return {
+        **{"key": label["key"], "shard": shard, "index": index, "synthetic": label["synthetic"]},
+        **{n: source[n] for n in ("dataset", "name", "split", "group", "licence")},
+        **{"image_sha256": image_sha256, "image_bytes": image_bytes},
+        **{"width": label["camera"]["width"], "height": label["camera"]["height"]},
+        **{"hands": len(hands), "sides": ",".join(hand["side"] for hand in hands)},
+        **{n: made[n] for n in ("generator", "input_key", "candidate", "seed")},
+        **{n: score[n] for n in ("estimator", "err_mm", "pa_err_mm", "err_2d", "mask_iou")},
+    }
 
 
 def manifest_is_of(path: Path, shards: Iterable[Place]) -> bool:
@@ -271,18 +303,8 @@ def _manifest_rows(path: Place) -> list[dict[str, Any]]:
         for i in range(len(reader)):
             try:
                 label = reader.label(i)
-                source, made, score = label["source"], label["generation"], label["score"]
-                size, hands = reader.image_size_bytes(i), label["hands"]
-                values = {
-                    **{"key": label["key"], "shard": path.name, "index": i, "synthetic": label["synthetic"]},
-                    **{n: source[n] for n in ("dataset", "name", "split", "group", "licence")},
-                    "image_sha256": hashes[i] if i < len(hashes) else hashlib.sha256(reader.image_bytes(i)).hexdigest(),
-                    **{"image_bytes": size, "width": label["camera"]["width"], "height": label["camera"]["height"]},
-                    **{"hands": len(hands), "sides": ",".join(hand["side"] for hand in hands)},
-                    **{n: made[n] for n in ("generator", "input_key", "candidate", "seed")},
-                    **{n: score[n] for n in ("estimator", "err_mm", "pa_err_mm", "err_2d", "mask_iou")},
-                }
+                digest = hashes[i] if i < len(hashes) else hashlib.sha256(reader.image_bytes(i)).hexdigest()
+                rows.append(manifest_row(label, path.name, i, reader.image_size_bytes(i), digest))
             except (KeyError, TypeError, orjson.JSONDecodeError) as error:
                 raise ShardDamaged(f"{path}: the label of sample {i} is not of the schema ({error})") from error
-            rows.append(values)
     return rows

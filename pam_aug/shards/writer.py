@@ -72,9 +72,9 @@ class ShardWriter:
         shard.add(sample, jpeg_bytes)
         shard.count("failed")
 
-    After the block `marker` holds what was committed. Where another writer committed the same name first, its shard
-    stands and this one's is dropped. Raises StorageError when the disk refuses, SchemaError for a sample that does not
-    belong: nothing is committed then, and no temporary file stays.
+    After the block `marker` holds what was committed, and `sha256` is of the tar that was written. Where another writer
+    committed the same name first, its shard stands and this one's is dropped. Raises StorageError when the disk
+    refuses, SchemaError for a sample that does not belong: nothing is committed then, and no temporary file stays.
     """
 
     def __init__(self, path_tar: Path, kind: ShardKind) -> None:
@@ -82,6 +82,7 @@ class ShardWriter:
         if self.path.suffix != ".tar":
             raise SchemaError(f"{self.path}: a shard's name ends in .tar", path=str(self.path))
         self.marker: dict[str, Any] = {}
+        self.sha256 = ""
         self._counts: Counter[str] = Counter(samples=0, hands=0)
         self._keys: list[str] = []
         self._image_sha256: list[str] = []
@@ -115,8 +116,9 @@ class ShardWriter:
         suffix: Suffix = "jpg",
         extras: Mapping[str, bytes] | None = None,
         image_sha256: str = "",
-    ) -> None:
-        """Appends a sample: its image's bytes as they are, its labels, and `extras` ("depth.png", "seg.png").
+    ) -> bytes:
+        """Appends a sample: its image's bytes as they are, its labels, and `extras` ("depth.png", "seg.png"). Returns
+        the labels' JSON as it stands in the shard.
 
         `image_sha256` is the hash of `image` in hexadecimal where the caller has it; else it is computed here.
 
@@ -125,7 +127,8 @@ class ShardWriter:
         """
         extras = dict(extras or {})
         self._check(sample, image, suffix, extras)
-        members = {suffix: image, "json": sample_to_json(sample), **{name: extras[name] for name in sorted(extras)}}
+        label = sample_to_json(sample)
+        members = {suffix: image, "json": label, **{name: extras[name] for name in sorted(extras)}}
         headers = {name: _header(sample.key, name, len(data)) for name, data in members.items()}
         self._rows.append(hand_rows(sample, len(self._keys), image, suffix, self._offset + _BLOCK))
         self._write(*(part for name, data in members.items() for part in (headers[name], data, _padding(data))))
@@ -135,6 +138,7 @@ class ShardWriter:
         self._known.add(sample.key)
         self._counts["samples"] += 1
         self._counts["hands"] += len(sample.hands)
+        return label
 
     def count(self, name: str, n: int = 1) -> None:
         """Adds `n` to the count `name` ("failed", "rejected" …) in the commit marker."""
@@ -189,7 +193,7 @@ class ShardWriter:
         end = 2 * _BLOCK
         self._write(bytes(end + -(self._offset + end) % _RECORD))
         assert self._file is not None
-        digest = self._sha256.hexdigest()
+        self.sha256 = digest = self._sha256.hexdigest()
         marker = {
             "schema_version": SCHEMA_VERSION,
             "kind": self.kind,
