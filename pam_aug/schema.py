@@ -49,14 +49,12 @@ SEG_FIRST_OBJECT = 16
 Side = Literal["right", "left"]
 
 
-_NOTHING = np.zeros(256, np.float32)
-
-
 class Array:
     """Annotation marker: a float32 (or bool) array of a fixed shape; -1 in the shape means any length."""
 
     def __init__(self, *shape: int, dtype: type = np.float32) -> None:
         self.shape, self.dtype = shape, dtype
+        self._nothing = np.zeros(0 if -1 in shape else math.prod(shape), np.float32)
 
     def coerce(self, value: Any, where: str) -> np.ndarray:
         try:
@@ -71,9 +69,8 @@ class Array:
             ):
                 raise SchemaError(f"{where}: shape {array.shape}, expected {self.shape}", field=where)
         if array.dtype == np.float32:
-            flat = array.reshape(-1)
             # Nothing times a finite number is nothing, times NaN or infinity it is NaN: one product for three passes.
-            quick = flat.size <= len(_NOTHING) and flat.dot(_NOTHING[: flat.size]) == 0
+            quick = array.size == len(self._nothing) and np.vdot(array, self._nothing) == 0
             if not quick and not np.isfinite(array).all():
                 raise SchemaError(f"{where}: holds a NaN or an infinity; absent values are -1, never NaN", field=where)
         array.setflags(write=False)

@@ -2,26 +2,27 @@
 
 import hashlib
 import math
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
-import orjson
 import pytest
 from made_shards import make_jpeg, make_sample, write_shard
 
 from pam_aug.errors import ShardDamaged
-from pam_aug.schema import Candidate, Verdict
+from pam_aug.schema import Candidate, Score, Verdict
 from pam_aug.shards.card import dataset_card, write_card
 from pam_aug.shards.manifest import (
     Mix,
     MixSource,
     collect_shards,
-    manifest_row,
     manifest_table,
     read_candidates,
     read_mix,
     write_candidates,
     write_manifest,
     write_mix,
+    written_row,
 )
 from pam_aug.shards.verify import verify
 from pam_aug.shards.writer import ShardWriter
@@ -87,14 +88,20 @@ def test_the_manifest_has_a_row_per_sample(folder):
 def test_rows_made_while_a_shard_was_written_give_the_same_manifest(folder, tmp_path):
     shards = sorted((folder / "shards").glob("*.tar"))
     write_manifest(folder / "manifest.parquet", shards)
-    sample, image = make_sample(0), make_jpeg(0)
+    errors = (0.1, 1 / 3, 1e-7, 16777217.5, 1e22, 3e38, -1.0, 12.0)
+    scores = [Score("x", a, b, a, b) for a, b in pairwise(errors)]
+    samples = [replace(make_sample(n), score=score) for n, score in enumerate(scores)]
     with ShardWriter(tmp_path / "new" / "real-00007.tar", "real") as shard:
-        label = orjson.loads(shard.add(sample, image))
-    row = manifest_row(label, "real-00007.tar", 0, len(image), hashlib.sha256(image).hexdigest())
+        rows = []
+        for n, sample in enumerate(samples):
+            shard.add(sample, make_jpeg(n))
+            digest = hashlib.sha256(make_jpeg(n)).hexdigest()
+            rows.append(written_row(sample, "real-00007.tar", n, len(make_jpeg(n)), digest))
     new = [tmp_path / "new" / "real-00007.tar", shards[0]]
     read, known = tmp_path / "read.parquet", tmp_path / "known.parquet"
-    assert write_manifest(read, new) == write_manifest(known, new, {new[0]: manifest_table([row])}) == 4
+    assert write_manifest(read, new) == write_manifest(known, new, {new[0]: manifest_table(rows)}) == 10
     assert read.read_bytes() == known.read_bytes()
+    assert [row["err_mm"] for row in rows][:2] == [0.1, 0.33333334]
     assert shard.sha256 == shard.marker["sha256"] == hashlib.sha256(new[0].read_bytes()).hexdigest()
 
 

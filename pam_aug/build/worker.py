@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import orjson
-
 from pam_aug.build.config import BuildConfig, open_backend, open_converter, open_judges
 from pam_aug.build.failures import FailedImage, Streak, write_failures
 from pam_aug.build.hand_crop import AbsentHand, HandCrops
@@ -27,7 +25,7 @@ from pam_aug.score import combine_scores, score_candidates, score_of
 from pam_aug.seeds import candidate_seed
 from pam_aug.select import select
 from pam_aug.shards.images import decode_image
-from pam_aug.shards.manifest import manifest_row, write_candidates
+from pam_aug.shards.manifest import write_candidates, written_row
 from pam_aug.shards.writer import LEFT_OUT, ShardWriter, shard_name
 
 __all__ = ["SENSOR_DEPTH", "Job", "MakeCandidates", "PackSynthetic", "WriteReal", "Written", "make_worker"]
@@ -152,8 +150,8 @@ class Worker:
                         )
                         digest = item.image_sha256 or hashlib.sha256(item.image).hexdigest()
                         sample = _with_provenance(item.sample, digest, SENSOR_DEPTH if measured else "")
-                        label = orjson.loads(shard.add(sample, item.image, _suffix(item.image), extras, digest))
-                        rows.append(manifest_row(label, path.name, len(rows), len(item.image), digest))
+                        shard.add(sample, item.image, _suffix(item.image), extras, digest)
+                        rows.append(written_row(sample, path.name, len(rows), len(item.image), digest))
                         self._streak.ended()
                     except AbsentHand:
                         pass

@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 
 from pam_aug.errors import ConfigError, SchemaError, ShardDamaged
-from pam_aug.schema import Candidate, Judgement, Verdict
+from pam_aug.schema import Candidate, Judgement, Sample, Verdict
 from pam_aug.shards.atomic import create_temporary, fsync_folder, storage_errors, temporary_path, write_atomic
 from pam_aug.shards.files import Place, place, read_whole
 from pam_aug.shards.reader import ShardReader, read_marker
@@ -37,6 +38,7 @@ __all__ = [
     "write_candidates",
     "write_manifest",
     "write_mix",
+    "written_row",
 ]
 
 
@@ -225,7 +227,7 @@ def write_manifest(path: Path, shards: Iterable[Place], known: "Mapping[Place, p
 
 
 def manifest_table(rows: Sequence[Mapping[str, Any]]) -> "pa.Table":
-    """The part of a manifest with these rows of one shard, each from `manifest_row`."""
+    """The part of a manifest with these rows of one shard, from `manifest_row` or `written_row`."""
     import pyarrow as pa
 
     return pa.Table.from_pylist(list(rows), arrow_schema(_MANIFEST_COLUMNS))
@@ -241,13 +243,32 @@ def manifest_row(
     source, made, score, hands = label["source"], label["generation"], label["score"], label["hands"]
     return {
         **{"key": label["key"], "shard": shard, "index": index, "synthetic": label["synthetic"]},
-        **{n: source[n] for n in ("dataset", "name", "split", "group", "licence")},
+        **{n: source[n] for n in _OF_SOURCE},
         **{"image_sha256": image_sha256, "image_bytes": image_bytes},
         **{"width": label["camera"]["width"], "height": label["camera"]["height"]},
         **{"hands": len(hands), "sides": ",".join(hand["side"] for hand in hands)},
-        **{n: made[n] for n in ("generator", "input_key", "candidate", "seed")},
-        **{n: score[n] for n in ("estimator", "err_mm", "pa_err_mm", "err_2d", "mask_iou")},
+        **{n: made[n] for n in _OF_GENERATION},
+        **{n: score[n] for n in _OF_SCORE},
     }
+
+
+def written_row(sample: Sample, shard: str, index: int, image_bytes: int, image_sha256: str) -> dict[str, Any]:
+    """`manifest_row` of a sample that was just written, whose label need not be parsed."""
+    source, made = sample.source, sample.generation
+    score = {"estimator": sample.score.estimator, **{n: _as_read(getattr(sample.score, n)) for n in _OF_SCORE[1:]}}
+    label = {
+        **{"key": sample.key, "synthetic": sample.synthetic, "score": score},
+        "source": {n: getattr(source, n) for n in _OF_SOURCE},
+        "generation": {n: getattr(made, n) for n in _OF_GENERATION},
+        "camera": {"width": sample.camera.width, "height": sample.camera.height},
+        "hands": [{"side": hand.side} for hand in sample.hands],
+    }
+    return manifest_row(label, shard, index, image_bytes, image_sha256)
+
+
+def _as_read(value: float) -> float:
+    """A label's float as its JSON reads: the double of the shortest text of its float32."""
+    return value if value == -1 else float(str(np.float32(value)))
 
 
 def manifest_is_of(path: Path, shards: Iterable[Place]) -> bool:
@@ -282,6 +303,9 @@ _CANDIDATE_COLUMNS: dict[str, type] = {
 }
 _JUDGEMENTS = "judgements"
 _VERSION = b"schema_version"
+_OF_SOURCE = ("dataset", "name", "split", "group", "licence")
+_OF_GENERATION = ("generator", "input_key", "candidate", "seed")
+_OF_SCORE = ("estimator", "err_mm", "pa_err_mm", "err_2d", "mask_iou")
 _MANIFEST_COLUMNS: dict[str, type] = {
     **{"key": str, "shard": str, "index": int, "synthetic": bool, "dataset": str, "name": str, "split": str},
     **{"group": str, "licence": str, "image_sha256": str, "image_bytes": int, "width": int, "height": int},

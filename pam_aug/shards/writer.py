@@ -116,9 +116,8 @@ class ShardWriter:
         suffix: Suffix = "jpg",
         extras: Mapping[str, bytes] | None = None,
         image_sha256: str = "",
-    ) -> bytes:
-        """Appends a sample: its image's bytes as they are, its labels, and `extras` ("depth.png", "seg.png"). Returns
-        the labels' JSON as it stands in the shard.
+    ) -> None:
+        """Appends a sample: its image's bytes as they are, its labels, and `extras` ("depth.png", "seg.png").
 
         `image_sha256` is the hash of `image` in hexadecimal where the caller has it; else it is computed here.
 
@@ -127,8 +126,7 @@ class ShardWriter:
         """
         extras = dict(extras or {})
         self._check(sample, image, suffix, extras)
-        label = sample_to_json(sample)
-        members = {suffix: image, "json": label, **{name: extras[name] for name in sorted(extras)}}
+        members = {suffix: image, "json": sample_to_json(sample), **{name: extras[name] for name in sorted(extras)}}
         headers = {name: _header(sample.key, name, len(data)) for name, data in members.items()}
         self._rows.append(hand_rows(sample, len(self._keys), image, suffix, self._offset + _BLOCK))
         self._write(*(part for name, data in members.items() for part in (headers[name], data, _padding(data))))
@@ -138,7 +136,6 @@ class ShardWriter:
         self._known.add(sample.key)
         self._counts["samples"] += 1
         self._counts["hands"] += len(sample.hands)
-        return label
 
     def count(self, name: str, n: int = 1) -> None:
         """Adds `n` to the count `name` ("failed", "rejected" …) in the commit marker."""
