@@ -235,6 +235,7 @@ def test_backgrounds_are_swapped_behind_hands_only(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_sixty_four_hands_are_learned_to_a_millimetre(tmp_path):
     folder = write_build(tmp_path / "build", real=40, synthetic=24)
     assert learn(folder, tmp_path / "out", 64, 3000, muon_lr=4e-3)["mpjpe_mm"] < 1.0
