@@ -8,9 +8,12 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 from pathlib import Path  # noqa: E402
 
 import cv2  # noqa: E402
+import fakes  # noqa: E402
 import pytest  # noqa: E402
 import reliability_index  # noqa: E402
 import torch  # noqa: E402
+
+from pam_aug import registry  # noqa: E402
 
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
@@ -23,6 +26,13 @@ def real_data() -> Path:
     if not root:
         pytest.skip("PAM_AUG_REAL_DATA is not set")
     return Path(root)
+
+
+@pytest.fixture
+def fakes_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backends of `fakes.py` beside the registered ones, in one test."""
+    monkeypatch.setattr(registry, "load", registry.load)
+    fakes.install()
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

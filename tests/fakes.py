@@ -11,6 +11,8 @@ import simplejpeg
 import torch
 
 from pam_aug import registry
+from pam_aug.build.config import BuildConfig
+from pam_aug.config import resolve
 from pam_aug.errors import SourceError
 from pam_aug.estimators.base import Estimates
 from pam_aug.geometry import project
@@ -179,3 +181,8 @@ CONFIG = {
     "score": {"estimator": "fake"},
     "shards": {"inputs_per_shard": 2, "samples_per_shard": 4},
 }
+
+
+def config(*overrides: str) -> BuildConfig:
+    """A build of the fakes, with changes."""
+    return resolve(BuildConfig, CONFIG, overrides)

@@ -7,6 +7,9 @@ import numpy as np
 import simplejpeg
 
 from pam_aug.schema import Camera, Hand, Sample, Source, make_key
+from pam_aug.shards.card import write_card
+from pam_aug.shards.manifest import Mix, MixSource, collect_shards, read_mix, write_mix
+from pam_aug.shards.verify import verify
 from pam_aug.shards.writer import ShardWriter
 
 SIZE = 32
@@ -53,3 +56,18 @@ def write_shard(path: Path, numbers: range, *, synthetic: bool = False, hands: i
 
 def leftovers(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
+
+
+def write_folder(folder: Path) -> Path:
+    """A shard of each kind, mixed, with its manifest and card."""
+    write_shard(folder / "shards" / "real-00000.tar", range(3), hands=2)
+    write_shard(folder / "shards" / "syn-00000.tar", range(2), synthetic=True)
+    sources = [MixSource(name, "1/2", collect_shards(folder / "shards", name, folder)) for name in ("real", "syn")]
+    write_mix(folder / "mix.json", Mix(tuple(sources)))
+    write_card(folder, read_mix(folder))
+    return folder
+
+
+def messages(folder: Path) -> str:
+    """All that `verify` finds damaged."""
+    return "\n".join(p.message for p in verify(folder).damaged)

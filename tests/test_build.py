@@ -12,26 +12,16 @@ import numpy as np
 import orjson
 import pytest
 import webdataset
+from fakes import config
 from torch.utils.data import DataLoader
 
-from pam_aug import registry
-from pam_aug.build.config import BuildConfig
 from pam_aug.build.run import plan, run_build
-from pam_aug.config import resolve
 from pam_aug.errors import AssetMissing, BudgetExceeded, ConfigError, ResumeMismatch, StorageError
 from pam_aug.mix import MixedDataset
 from pam_aug.report.summary import read_all_candidates
 from pam_aug.shards.verify import verify
 
-
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch):
-    monkeypatch.setattr(registry, "load", registry.load)
-    fakes.install()
-
-
-def config(*overrides: str) -> BuildConfig:
-    return resolve(BuildConfig, fakes.CONFIG, overrides)
+pytestmark = pytest.mark.usefixtures("fakes_installed")
 
 
 def tar_bytes(out: Path) -> dict[str, str]:

@@ -8,14 +8,10 @@ import fakes
 import pytest
 import yaml
 
-from pam_aug import cli, registry
+from pam_aug import cli
 from pam_aug.recipes import load_recipe, recipe_names, recipe_text
 
-
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch):
-    monkeypatch.setattr(registry, "load", registry.load)
-    fakes.install()
+pytestmark = pytest.mark.usefixtures("fakes_installed")
 
 
 def run(monkeypatch, capsys, *arguments: str) -> tuple[int, str, str]:

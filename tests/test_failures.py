@@ -3,26 +3,17 @@
 import fakes
 import numpy as np
 import pytest
+from fakes import config
 from test_build import tar_bytes
 
-from pam_aug import registry
-from pam_aug.build.config import BuildConfig, pixel_fields
+from pam_aug.build.config import pixel_fields
 from pam_aug.build.failures import FailedImage, Streak, read_failures
 from pam_aug.build.layout import failures_path
 from pam_aug.build.run import run_build
-from pam_aug.config import resolve
 from pam_aug.errors import BackendError, BudgetExceeded, ConfigError, SourceError
 from pam_aug.shards.verify import verify
 
-
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch):
-    monkeypatch.setattr(registry, "load", registry.load)
-    fakes.install()
-
-
-def config(*overrides: str) -> BuildConfig:
-    return resolve(BuildConfig, fakes.CONFIG, overrides)
+pytestmark = pytest.mark.usefixtures("fakes_installed")
 
 
 def break_items(monkeypatch: pytest.MonkeyPatch, name: str, broken: set[int]) -> list[int]:

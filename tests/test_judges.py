@@ -7,7 +7,6 @@ import fakes
 import orjson
 import pytest
 
-from pam_aug import registry
 from pam_aug.build.config import BuildConfig, ScoreConfig, pixel_fields
 from pam_aug.build.reselect import reselect
 from pam_aug.build.run import plan, run_build
@@ -19,10 +18,7 @@ BOTH = "score.estimator=[fake, other]"
 SMALL = ["source.count=3", "real.count=1", "generate.candidates=4"]
 
 
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch):
-    monkeypatch.setattr(registry, "load", registry.load)
-    fakes.install()
+pytestmark = pytest.mark.usefixtures("fakes_installed")
 
 
 def config(*overrides: str) -> BuildConfig:

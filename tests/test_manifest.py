@@ -7,21 +7,17 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from made_shards import make_jpeg, make_sample, write_shard
+from made_shards import make_jpeg, make_sample, messages, write_folder
 
 from pam_aug.errors import ShardDamaged
 from pam_aug.schema import Candidate, Score, Verdict
-from pam_aug.shards.card import dataset_card, write_card
+from pam_aug.shards.card import dataset_card
 from pam_aug.shards.manifest import (
-    Mix,
-    MixSource,
-    collect_shards,
     manifest_table,
     read_candidates,
     read_mix,
     write_candidates,
     write_manifest,
-    write_mix,
     written_row,
 )
 from pam_aug.shards.verify import verify
@@ -30,16 +26,7 @@ from pam_aug.shards.writer import ShardWriter
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    write_shard(tmp_path / "shards" / "real-00000.tar", range(3), hands=2)
-    write_shard(tmp_path / "shards" / "syn-00000.tar", range(2), synthetic=True)
-    sources = [MixSource(name, "1/2", collect_shards(tmp_path / "shards", name, tmp_path)) for name in ("real", "syn")]
-    write_mix(tmp_path / "mix.json", Mix(tuple(sources)))
-    write_card(tmp_path, read_mix(tmp_path))
-    return tmp_path
-
-
-def messages(folder: Path) -> str:
-    return "\n".join(p.message for p in verify(folder).damaged)
+    return write_folder(tmp_path)
 
 
 def test_candidates_round_trip_with_infinities(tmp_path):

@@ -21,10 +21,7 @@ from pam_aug.shards.writer import shard_name
 DEMO = "source={converter: demo-rollouts, count: 6, size: [48, 48]}"
 
 
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch):
-    monkeypatch.setattr(registry, "load", registry.load)
-    fakes.install()
+pytestmark = pytest.mark.usefixtures("fakes_installed")
 
 
 def config(*overrides: str) -> BuildConfig:

@@ -7,30 +7,19 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import fakes
 import pytest
 import reliability_index
+from fakes import config
 from made_shards import write_shard
 from processes import exit_code, fork
 from test_build import tar_bytes
 
-from pam_aug import registry
-from pam_aug.build.config import BuildConfig
 from pam_aug.build.run import run_build
-from pam_aug.config import resolve
 from pam_aug.mix import MixedDataset
 from pam_aug.shards.manifest import Mix, MixSource, collect_shards, write_mix
 from pam_aug.shards.writer import index_path, marker_path, shard_name
 
-
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch):
-    monkeypatch.setattr(registry, "load", registry.load)
-    fakes.install()
-
-
-def config(*overrides: str) -> BuildConfig:
-    return resolve(BuildConfig, fakes.CONFIG, overrides)
+pytestmark = pytest.mark.usefixtures("fakes_installed")
 
 
 def test_the_index_names_18_promises_and_tests_that_exist():

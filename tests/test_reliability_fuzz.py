@@ -9,7 +9,6 @@ import pytest
 import yaml
 from made_shards import make_sample, write_shard
 
-from pam_aug import registry
 from pam_aug.build.config import BuildConfig
 from pam_aug.config import read_yaml, resolve
 from pam_aug.errors import PamAugError
@@ -28,15 +27,7 @@ from pam_aug.shards.reader import ShardReader
 from pam_aug.shards.verify import verify
 from pam_aug.shards.writer import index_path, marker_path
 
-
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch):
-    monkeypatch.setattr(registry, "load", registry.load)
-    fakes.install()
-
-
-def config(*overrides: str) -> BuildConfig:
-    return resolve(BuildConfig, fakes.CONFIG, overrides)
+pytestmark = pytest.mark.usefixtures("fakes_installed")
 
 
 def damaged(whole: bytes, rng: np.random.Generator) -> bytes:

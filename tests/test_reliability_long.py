@@ -26,7 +26,6 @@ from test_reliability_fuzz import FUZZED, fuzz
 from test_reliability_stops import config, kill_generating, kill_packing
 from torch.utils.data import DataLoader
 
-from pam_aug import registry
 from pam_aug.build.config import BuildConfig
 from pam_aug.build.run import run_build
 from pam_aug.config import resolve
@@ -35,13 +34,7 @@ from pam_aug.mix_order import Schedule, order
 from pam_aug.shards.card import write_card
 from pam_aug.shards.manifest import read_mix
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
-
-
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch):
-    monkeypatch.setattr(registry, "load", registry.load)
-    fakes.install()
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.usefixtures("fakes_installed")]
 
 
 def test_c5_01_two_hundred_kills_of_a_process_that_packs(tmp_path):

@@ -15,16 +15,14 @@ import fakes
 import numpy as np
 import pytest
 import simplejpeg
+from fakes import config
 from hostile_files import HOSTILE, KEY, Payload, link, patched, png_header, tar_of
 from made_shards import make_jpeg, make_sample
 from processes import exit_code, fork
 from test_build import tar_bytes
 
-from pam_aug import registry
 from pam_aug.build import run as build_run
-from pam_aug.build.config import BuildConfig
 from pam_aug.build.run import run_build
-from pam_aug.config import resolve
 from pam_aug.errors import BudgetExceeded, PamAugError, ResumeMismatch, SchemaError, UnsafeInput
 from pam_aug.rollouts.scene import Item
 from pam_aug.shards.images import decode_image, decode_plane
@@ -32,15 +30,7 @@ from pam_aug.shards.reader import ShardReader, read_marker
 from pam_aug.shards.verify import verify
 from pam_aug.shards.writer import ShardWriter
 
-
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch):
-    monkeypatch.setattr(registry, "load", registry.load)
-    fakes.install()
-
-
-def config(*overrides: str) -> BuildConfig:
-    return resolve(BuildConfig, fakes.CONFIG, overrides)
+pytestmark = pytest.mark.usefixtures("fakes_installed")
 
 
 def test_c5_09_the_same_input_twice_is_an_error(tmp_path, monkeypatch):

@@ -12,28 +12,19 @@ from pathlib import Path
 import fakes
 import pytest
 import yaml
+from fakes import config
 from made_shards import write_shard
 from processes import exit_code, fork
 from test_build import tar_bytes
 
-from pam_aug import cli, registry
-from pam_aug.build.config import BuildConfig
+from pam_aug import cli
 from pam_aug.build.run import run_build
-from pam_aug.config import resolve
 from pam_aug.errors import StorageError
 from pam_aug.shards.reader import read_marker
 from pam_aug.shards.verify import verify
 from pam_aug.shards.writer import shard_name
 
-
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch):
-    monkeypatch.setattr(registry, "load", registry.load)
-    fakes.install()
-
-
-def config(*overrides: str) -> BuildConfig:
-    return resolve(BuildConfig, fakes.CONFIG, overrides)
+pytestmark = pytest.mark.usefixtures("fakes_installed")
 
 
 def kill_packing(root: Path, kills: int, shards: int = 6) -> None:

@@ -22,11 +22,7 @@ from pam_aug.mix import MixedDataset
 from pam_aug.rollouts.scene import LeftOut
 from pam_aug.shards.verify import verify
 
-
-@pytest.fixture(autouse=True)
-def _fakes(monkeypatch):
-    monkeypatch.setattr(registry, "load", registry.load)
-    fakes.install()
+pytestmark = pytest.mark.usefixtures("fakes_installed")
 
 
 def build(out: Path, *overrides: str) -> Path:

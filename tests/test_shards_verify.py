@@ -10,15 +10,13 @@ import numpy as np
 import orjson
 import pytest
 from hostile_files import png_header
-from made_shards import SIZE, make_jpeg, make_sample, write_shard
+from made_shards import SIZE, make_jpeg, make_sample, messages, write_folder, write_shard
 
 from pam_aug.errors import ConfigError, PamAugError, ShardDamaged
-from pam_aug.shards.card import write_card
 from pam_aug.shards.manifest import (
     Mix,
     MixSource,
     collect_shards,
-    read_mix,
     write_mix,
 )
 from pam_aug.shards.reader import ShardReader
@@ -28,16 +26,7 @@ from pam_aug.shards.writer import ShardWriter, index_path, is_committed, marker_
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    write_shard(tmp_path / "shards" / "real-00000.tar", range(3), hands=2)
-    write_shard(tmp_path / "shards" / "syn-00000.tar", range(2), synthetic=True)
-    sources = [MixSource(name, "1/2", collect_shards(tmp_path / "shards", name, tmp_path)) for name in ("real", "syn")]
-    write_mix(tmp_path / "mix.json", Mix(tuple(sources)))
-    write_card(tmp_path, read_mix(tmp_path))
-    return tmp_path
-
-
-def messages(folder: Path) -> str:
-    return "\n".join(p.message for p in verify(folder).damaged)
+    return write_folder(tmp_path)
 
 
 def test_a_sound_folder(folder):

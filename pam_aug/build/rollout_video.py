@@ -20,6 +20,7 @@ from pam_aug.render.rasterizer import rasterize
 from pam_aug.rollouts.cameras import CameraRanges, sample_camera
 from pam_aug.rollouts.label import pose_hand
 from pam_aug.schema import SEG_FIRST_OBJECT, Camera
+from pam_aug.shards.atomic import TEMPORARY_PREFIX
 
 __all__ = ["film"]
 
@@ -73,7 +74,7 @@ def film(archive: Path, video: Path) -> int:
     hand_faces = [np.concatenate([layers[h.side].assets.f, layers[h.side].assets.f_cap]) for h in trajectory.hands]
     table = min(float((verts @ trajectory.up).min()) for verts in placed[0]) if meshes else None
     camera = _camera(posed, placed, [mesh.faces for mesh in meshes], trajectory.up)
-    temporary = video.with_name(f".{video.stem}.tmp.mp4")
+    temporary = video.with_name(f"{TEMPORARY_PREFIX}{video.name}")  # OpenCV goes by the suffix
     writer = cv2.VideoWriter(str(temporary), cv2.VideoWriter.fourcc(*"mp4v"), rate / step, (_WIDTH, _HEIGHT))
     if not writer.isOpened():
         raise BackendError(f"{video}: this OpenCV cannot write mp4 files there; check the folder, or leave --video out")
