@@ -55,8 +55,8 @@ class MixedDataset(IterableDataset):
     A batch of B hands is a dict: `image` uint8 (B,H,W,3) RGB; `joints_cam_m` (B,21,3) metres, camera frame; `joints_px`
     (B,21,2) and `K_px` (B,3,3) in the pixels of `image`; `in_view` (B,21) bool; `side` (B) uint8, 0 right, 1 left;
     `global_orient` (B,3), `hand_pose` (B,45) absolute axis-angle, `betas` (B,10), `transl` (B,3) metres; `mano_valid`
-    and `is_synthetic` (B) bool; `keys` list of B; `position` int, the state after this batch; `padded` int, how many at
-    the end repeat others.
+    and `is_synthetic` (B) bool; `keys` (B) array of str; `position` int, the state after this batch; `padded` int, how
+    many at the end repeat others.
 
     With `crop_px` an image is the square around the hand, as wide as its joints' box times `crop_scale`, resized.
     Without, images stay whole and must be of one size. `batch_size` counts hands over all ranks: rank r reads its slice
@@ -180,10 +180,11 @@ class MixedDataset(IterableDataset):
         places = [(self.sources[s], i) for s, i in zip(source.tolist(), item.tolist())]
         found = list(run(_find, places))
         readers = [reader for reader, _ in found]
-        rows = np.array([row for _, row in found], INDEX_DTYPE)
+        rows = np.frombuffer(bytearray().join([row for _, row in found]), INDEX_DTYPE)
         shape = (len(rows), *self._image_shape(rows, readers), 3)
         images = np.empty(shape, np.uint8) if new is None else new(shape)
-        data = list(run(ShardReader.row_image_bytes, readers, rows))
+        columns = [rows[n].tolist() for n in ("image_offset", "image_bytes", "image_crc32", "key")]
+        data = list(run(ShardReader.checked_image, readers, *columns))
         decode = _decode if self.crop_px is None else partial(_decode_crop, scale=self.crop_scale)
         for _ in run(decode, data, readers, rows, images):  # each into its own image and row
             pass
@@ -191,9 +192,9 @@ class MixedDataset(IterableDataset):
         batch |= {name: torch.from_numpy(rows[name].copy()) for name in _LABELS}
         batch["mano_valid"] = torch.from_numpy(rows["mano_valid"].copy())
         batch["is_synthetic"] = torch.from_numpy(rows["synthetic"].copy())
-        batch["keys"] = [
-            key.decode() + ("-r", "-l")[side] for key, side in zip(rows["key"].tolist(), rows["side"].tolist())
-        ]
+        sides = rows["side"].tolist()
+        # An array: a DataLoader goes through lists one by one, and the threads wait for Python's lock meanwhile.
+        batch["keys"] = np.array([key.decode() + ("-r", "-l")[s] for key, s in zip(columns[-1], sides)], np.str_)
         return batch
 
     def _image_shape(self, rows: np.ndarray, readers: list[ShardReader]) -> tuple[int, int]:
@@ -299,10 +300,10 @@ class _Batches(Iterator[dict[str, Any]]):
         self._planned.clear()
 
 
-def _find(place: tuple[SourceItems, int]) -> tuple[ShardReader, np.void]:
+def _find(place: tuple[SourceItems, int]) -> tuple[ShardReader, bytes]:
     source, item = place
     reader, number = source.find(item)
-    return reader, reader.row(number)
+    return reader, reader.row_bytes(number)
 
 
 def _decode(data: bytes, reader: ShardReader, row: np.void, out: np.ndarray) -> None:

@@ -208,7 +208,7 @@ def test_crops_move_joints_and_intrinsics_with_the_pixels(tmp_path):
     np.testing.assert_allclose(projected[:, :2] / projected[:, 2:], batch["joints_px"][0], atol=1e-3)
     crop = square_crop(hand.joints_px, 224)
     np.testing.assert_allclose(batch["joints_px"][0], crop.points(hand.joints_px), atol=1e-4)
-    assert batch["keys"] == [f"{sample.key}-l"]
+    assert list(batch["keys"]) == [f"{sample.key}-l"]
 
 
 def test_images_of_several_sizes_need_a_crop(tmp_path):

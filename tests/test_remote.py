@@ -93,7 +93,7 @@ def serve(folder):
 def check_same(url: str, folder: Path) -> None:
     here, there = MixedDataset(folder, 5), MixedDataset(url, 5, decode_threads=3)
     for a, b in zip(here, there, strict=True):
-        assert (a["keys"], a["position"]) == (b["keys"], b["position"])
+        assert (list(a["keys"]), a["position"]) == (list(b["keys"]), b["position"])
         for name in ("image", "joints_cam_m", "joints_px", "K_px", "betas"):
             np.testing.assert_array_equal(a[name], b[name])
     there.load_state_dict(here.state_dict(next(iter(here))))  # one order, so one state

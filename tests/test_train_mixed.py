@@ -62,7 +62,7 @@ def test_two_processes_read_the_order_of_one(build):
     assert alone.dataset.schedule.epoch_length == 14  # not a multiple of the batch
     for i in range(8):  # two epochs
         whole, parts = alone[i], [half[i] for half in halves]
-        assert [key for part in parts for key in part["keys"]] == whole["keys"]
+        assert [key for part in parts for key in part["keys"]] == list(whole["keys"])
         assert {part["position"] for part in parts} == {whole["position"]}
         for name in ("H_px", "turned", "uv", "image"):  # and what is drawn for each hand
             assert torch.equal(torch.cat([part[name] for part in parts]), whole[name])

@@ -89,21 +89,27 @@ class IndexFile:
     def __init__(self, source: ByteSource, path: Place, count: int, form: np.dtype) -> None:
         self._source, self._path, self.count, self._form = source, path, count, form
 
-    def row(self, i: int) -> np.void:
+    def row(self, i: int) -> bytes:
         """Row `i` of INDEX_DTYPE. Raises ShardDamaged where its bytes changed or the file has become shorter."""
         if not 0 <= i < self.count:
             raise IndexError(f"{self._path}: row {i} of {self.count}")
-        return self._read(i, 1)[0]
+        return self._checked(self._read(i, 1), i)
 
     def rows(self) -> np.ndarray:
         """All rows, in memory. Raises as `row`."""
-        return self._read(0, self.count) if self.count else np.zeros(0, INDEX_DTYPE)
+        if not self.count:
+            return np.zeros(0, INDEX_DTYPE)
+        data, size = self._read(0, self.count), self._form.itemsize
+        for i in range(self.count):
+            self._checked(data[i * size : (i + 1) * size], i)
+        stored = np.frombuffer(data, self._form)
+        return stored if self._form is INDEX_DTYPE else stored["row"]
 
     def close(self) -> None:
         self._source.close()
 
-    def _read(self, first: int, count: int) -> np.ndarray:
-        size, own = self._form.itemsize, INDEX_DTYPE.itemsize
+    def _read(self, first: int, count: int) -> bytes:
+        size = self._form.itemsize
         try:
             data = self._source.read(_HEADER.size + first * size, count * size)
         except OSError as error:
@@ -112,13 +118,14 @@ class IndexFile:
             ) from error
         if len(data) != count * size:
             raise ShardDamaged(f"{self._path}: ends inside row {first}: {_REBUILD}", path=str(self._path))
-        if size == own:
-            return np.frombuffer(data, INDEX_DTYPE)
-        for n in range(count):
-            row, checksum = data[n * size : n * size + own], data[n * size + own : (n + 1) * size]
-            if zlib.crc32(row) != int.from_bytes(checksum, "little"):
-                raise ShardDamaged(f"{self._path}: row {first + n} changed: {_REBUILD}", path=str(self._path))
-        return np.frombuffer(data, _STORED)["row"]
+        return data
+
+    def _checked(self, stored: bytes, i: int) -> bytes:
+        """The row of stored bytes, once they agree with the checksum behind it."""
+        row, checksum = stored[: INDEX_DTYPE.itemsize], stored[INDEX_DTYPE.itemsize :]
+        if checksum and zlib.crc32(row) != int.from_bytes(checksum, "little"):
+            raise ShardDamaged(f"{self._path}: row {i} changed: {_REBUILD}", path=str(self._path))
+        return row
 
 
 def open_index(path: Place, tar_bytes: int, tar_sha256: str) -> IndexFile | None:

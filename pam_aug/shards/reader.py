@@ -128,8 +128,12 @@ class ShardReader:
 
     def row(self, i: int) -> np.void:
         """Row `i` of `rows`; only this one is read where there is an index."""
+        return np.frombuffer(self.row_bytes(i), INDEX_DTYPE)[0]
+
+    def row_bytes(self, i: int) -> bytes:
+        """The bytes of row `i`: joined, those of many rows are a table, at a fraction of what single rows take."""
         index = self._opened_index()
-        return self.rows[i] if index is None else index.row(i)
+        return self.rows[i].tobytes() if index is None else index.row(i)
 
     def sample(self, i: int) -> Sample:
         """Labels and provenance of sample `i`."""
@@ -185,13 +189,17 @@ class ShardReader:
 
     def row_image_bytes(self, row: np.void) -> bytes:
         """The image file of a row of `rows`; its CRC-32 is checked, so that a flipped bit never reaches training."""
-        data = self._read(int(row["image_offset"]), int(row["image_bytes"]))
-        if zlib.crc32(data) != row["image_crc32"]:
-            key = row["key"].decode("ascii", "replace")
+        return self.checked_image(*(row[n].item() for n in ("image_offset", "image_bytes", "image_crc32", "key")))
+
+    def checked_image(self, offset: int, size: int, crc32: int, key: bytes) -> bytes:
+        """As `row_image_bytes`, from the row's columns."""
+        data = self._read(offset, size)
+        if zlib.crc32(data) != crc32:
+            name = key.decode("ascii", "replace")
             raise ShardDamaged(
-                f"{self.path}:{key}: the image's bytes changed since it was written: run `pam-aug verify`",
+                f"{self.path}:{name}: the image's bytes changed since it was written: run `pam-aug verify`",
                 path=str(self.path),
-                key=key,
+                key=name,
             )
         return data
 
