@@ -8,7 +8,6 @@ import pytest
 from test_shards import write_shard
 
 from pam_aug.errors import StorageError
-from pam_aug.shards import writer
 from pam_aug.shards.atomic import TEMPORARY_PREFIX, copy_atomic, fsync_together, remove_temporary, staged
 
 
@@ -71,7 +70,7 @@ def test_a_file_that_does_not_reach_the_disk_fails_them_all(tmp_path, monkeypatc
 
 
 def test_the_marker_is_named_after_everything_else_is_on_the_disk(tmp_path, monkeypatch):
-    """The order of a commit, also for a shard that is so large that parts of it are sent to the disk before."""
+    """The order of a commit."""
     steps: list[str] = []
     fsync, replace = os.fsync, os.replace
 
@@ -85,7 +84,6 @@ def test_the_marker_is_named_after_everything_else_is_on_the_disk(tmp_path, monk
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", renamed)
-    monkeypatch.setattr(writer, "_WRITE_BACK_BYTES", 4096)
     path = write_shard(tmp_path / "real-00000.tar", range(20))
     assert steps == ["fsync file"] * 3 + ["rename .tar", "rename .idx", "fsync folder", "rename .json", "fsync folder"]
     monkeypatch.undo()

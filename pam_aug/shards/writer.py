@@ -1,10 +1,9 @@
 """Writing one shard: a plain USTAR tar that is committed whole, or not at all.
 
 Commit: temporary names in the same folder, fsync, rename of tar and index, fsync of the folder, then the marker
-`<shard>.json`, last. While a shard is filled, the system is asked to write what there is of it, so that the fsync at
-its end waits for little. The same samples give the same bytes: fixed mode and owner, mtime 0, members in order. The
-headers are made with the standard library, because webdataset's TarWriter cannot be told the format and writes a PAX
-header per long key.
+`<shard>.json`, last. The same samples give the same bytes: fixed mode and owner, mtime 0, members in order. The headers
+are made with the standard library, because webdataset's TarWriter cannot be told the format and writes a PAX header per
+long key.
 """
 
 import contextlib
@@ -14,7 +13,7 @@ import os
 import tarfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self
@@ -24,13 +23,8 @@ import orjson
 
 from pam_aug.errors import SchemaError, StorageError
 from pam_aug.schema import SCHEMA_VERSION, Sample, sample_to_json
-from pam_aug.shards.atomic import (
-    create_temporary,
-    fsync_together,
-    staged,
-    storage_errors,
-    temporary_path,
-)
+from pam_aug.shards.appending import Appender
+from pam_aug.shards.atomic import create_temporary, fsync_together, staged, storage_errors, temporary_path
 from pam_aug.shards.images import Suffix, image_size
 from pam_aug.shards.index import INDEX_DTYPE, hand_rows, index_bytes
 
@@ -42,7 +36,6 @@ EXTRAS = ("depth.png", "seg.png")
 LEFT_OUT = "left out: "
 """How a marker's counts name inputs that were left out; the reason follows."""
 _BLOCK, _RECORD = 512, 10240
-_WRITE_BACK_BYTES = 4 << 20
 
 
 def shard_name(kind: Literal["real", "syn", "mixed"], index: int) -> str:
@@ -89,15 +82,15 @@ class ShardWriter:
         self._known: set[str] = set()
         self._rows: list[np.ndarray] = []
         self._extras: tuple[str, ...] | None = None
-        self._sha256 = hashlib.sha256()
-        self._offset = self._sent = 0
         self._file: BinaryIO | None = None
+        self._tar: Appender | None = None
         self._temporary = temporary_path(self.path)
 
     def __enter__(self) -> Self:
         with storage_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = create_temporary(self._temporary, buffering=0)
+            self._tar = Appender(self._file.fileno())
         self._started = time.monotonic()
         return self
 
@@ -128,8 +121,8 @@ class ShardWriter:
         self._check(sample, image, suffix, extras)
         members = {suffix: image, "json": sample_to_json(sample), **{name: extras[name] for name in sorted(extras)}}
         headers = {name: _header(sample.key, name, len(data)) for name, data in members.items()}
-        self._rows.append(hand_rows(sample, len(self._keys), image, suffix, self._offset + _BLOCK))
-        self._write(*(part for name, data in members.items() for part in (headers[name], data, _padding(data))))
+        offset = self._append(*(p for name, data in members.items() for p in (headers[name], data, _padding(data))))
+        self._rows.append(hand_rows(sample, len(self._keys), image, suffix, offset + _BLOCK))
         self._image_sha256.append(image_sha256 or hashlib.sha256(image).hexdigest())
         self._extras = tuple(sorted(extras))
         self._keys.append(sample.key)
@@ -165,37 +158,31 @@ class ShardWriter:
                 key=sample.key,
             )
 
-    def _write(self, *parts: bytes) -> None:
-        if self._file is None:
+    def _append(self, *parts: bytes) -> int:
+        """Returns where the parts begin in the file."""
+        if self._tar is None:
             raise StorageError(f"{self.path}: the shard is not open; write inside the `with` block")
+        offset = self._tar.bytes
         try:
             with storage_errors(self.path):
-                self._offset += _write_all(self._file.fileno(), parts)
-                if self._offset - self._sent >= _WRITE_BACK_BYTES:
-                    self._start_write_back(self._file)
+                self._tar.append(*parts)
         except StorageError:
             self._discard()  # a caller that goes on after a failed write must not commit a torn member
             raise
-        for part in parts:
-            self._sha256.update(part)
-
-    def _start_write_back(self, file: BinaryIO) -> None:
-        """Linux begins to write what is said to be needed no more, and keeps what it has not written yet."""
-        if hasattr(os, "posix_fadvise"):
-            with contextlib.suppress(OSError):  # advice only: what cannot be written is told by fsync
-                os.posix_fadvise(file.fileno(), self._sent, self._offset - self._sent, os.POSIX_FADV_DONTNEED)
-        self._sent = self._offset
+        return offset
 
     def _commit(self) -> None:
+        if self._file is None or self._tar is None:
+            raise StorageError(f"{self.path}: a write failed before; the shard cannot be committed")
         end = 2 * _BLOCK
-        self._write(bytes(end + -(self._offset + end) % _RECORD))
-        assert self._file is not None
-        self.sha256 = digest = self._sha256.hexdigest()
+        self._tar.append(bytes(end + -(self._tar.bytes + end) % _RECORD))
+        self._tar.finish()
+        self.sha256 = digest = self._tar.sha256
         marker = {
             "schema_version": SCHEMA_VERSION,
             "kind": self.kind,
             "sha256": digest,
-            "bytes": self._offset,
+            "bytes": self._tar.bytes,
             "counts": dict(sorted(self._counts.items())),
             "seconds": round(time.monotonic() - self._started, 3),
             "keys": self._keys,
@@ -205,7 +192,7 @@ class ShardWriter:
         rows = np.frombuffer(b"".join(row.tobytes() for row in self._rows), INDEX_DTYPE)
         path_index, path_marker = index_path(self.path), marker_path(self.path)
         with (
-            staged(path_index, index_bytes(rows, self._offset, digest)) as index_file,
+            staged(path_index, index_bytes(rows, self._tar.bytes, digest)) as index_file,
             staged(path_marker, orjson.dumps(marker) + b"\n") as marker_file,
         ):
             fsync_together(self._file, index_file, marker_file)
@@ -226,22 +213,14 @@ class ShardWriter:
         self.marker = marker
 
     def _discard(self) -> None:
+        if self._tar is not None:
+            self._tar.close()
+            self._tar = None
         if self._file is not None:
-            with contextlib.suppress(OSError):  # the buffer of a failed write; the file goes anyway
+            with contextlib.suppress(OSError):  # it goes anyway
                 self._file.close()
             self._file = None
         self._temporary.unlink(missing_ok=True)
-
-
-def _write_all(descriptor: int, parts: Sequence[bytes]) -> int:
-    """Writes bytes from where they lie, in one call where the system takes them all. Returns their number."""
-    size = sum(map(len, parts))
-    written = os.writev(descriptor, parts)
-    if written < size:  # a disk that is nearly full, a signal
-        rest = memoryview(b"".join(parts))[written:]
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
-    return size
 
 
 def _padding(data: bytes) -> bytes:
