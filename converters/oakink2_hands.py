@@ -19,7 +19,7 @@ from .oakink2_annotation import HandTrack
 
 __all__ = ["PosedHand", "pose_hands", "pose_track"]
 
-_HANDS_AT_ONCE = 64  # 64 meshes in float64 are 1.2 MB: they stay in the cache
+_HANDS_AT_ONCE = 1024
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,7 +48,7 @@ def pose_track(track: HandTrack, side: Side, layer: HandLayer) -> PosedHand:
             part = slice(start, start + _HANDS_AT_ONCE)
             turns, shape = torch.from_numpy(pose[part]), torch.from_numpy(betas[part])
             transl = layer.transl_from_wrist(torch.from_numpy(track.wrist_world_m[part]), shape)
-            joints[part] = layer(turns[:, 0], turns[:, 1:].reshape(-1, 45), shape, transl).joints21.numpy()
+            joints[part] = layer.kinematic_joints21(turns[:, 0], turns[:, 1:].reshape(-1, 45), shape, transl).numpy()
             roots[part] = layer.rest_joints(shape)[:, 0].numpy()
     return PosedHand(
         side=side,

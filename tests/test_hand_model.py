@@ -109,6 +109,21 @@ def test_joints21_and_tip_sets():
     assert HandLayer(RIGHT.mirrored(), tips="manopth").tip_ids_manopth.tolist() == [745, 317, 445, 556, 673]
 
 
+@pytest.mark.parametrize("batch", [0, 1, 7, 3000])
+@pytest.mark.parametrize("tips", [None, *TIP_SETS])
+def test_joints_without_the_mesh_are_the_meshs(batch, tips):
+    given_parameters = parameters(8, batch)
+    joints = LAYER.kinematic_joints21(*given_parameters, tips=tips)
+    np.testing.assert_allclose(joints, LAYER(*given_parameters, tips=tips).joints21, atol=1e-12)
+    if batch == 7:
+        root, fingers, betas, _ = given_parameters
+        np.testing.assert_allclose(LAYER.kinematic_joints21(root, fingers), LAYER(root, fingers).joints21, atol=1e-12)
+        with pytest.raises(SchemaError, match="betas has shape"):
+            LAYER.kinematic_joints21(root, fingers, betas[:, :9])
+        with pytest.raises(ConfigError, match="'mano' is not a tip set"):
+            LAYER.kinematic_joints21(root, fingers, tips="mano")
+
+
 def test_regressor_joints_come_from_the_posed_mesh():
     out = LAYER(*parameters(3, 2), joints="regressor")
     expected = np.einsum("jv,bvc->bjc", RIGHT.J_regressor, out.verts.numpy())
