@@ -38,7 +38,7 @@ def check(path: Path, parts: list[bytes]) -> None:
 
 
 @pytest.mark.parametrize(
-    "sizes", [[], [0], [1], [4096], [BUFFER], [BUFFER - 1, 1, 1], [3 * BUFFER + 17], [512, 5_000_000]]
+    "sizes", [[], [0], [1], [4096], [BUFFER], [BUFFER - 1, 1, 1], [3 * BUFFER + 17], [512, 9_000_000]]
 )
 def test_blocks_may_end_anywhere(tmp_path, sizes):
     check(tmp_path / "x", [random.Random(size).randbytes(size) for size in sizes])
@@ -73,7 +73,7 @@ def test_a_file_system_without_direct_writing(tmp_path, monkeypatch, refused_at)
     else:
         monkeypatch.setattr(appending, "_set_direct", lambda _, on: on)
         monkeypatch.setattr(os, "write", no_direct)
-    check(tmp_path / "x", [random.Random(2).randbytes(30_000) for _ in range(90)])
+    check(tmp_path / "x", [random.Random(2).randbytes(30_000) for _ in range(300)])
     assert bool(refused) == (refused_at == "writing")
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 __all__ = ["Appender"]
 
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES = 4 << 20  # disks that turn and network file systems need large requests
 _ALIGNMENT = 4096  # of a page, and of every disk's blocks; buffers are mapped, so they begin at a page
 _DIRECT = getattr(os, "O_DIRECT", 0)
 
