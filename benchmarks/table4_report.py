@@ -66,14 +66,15 @@ generated images replace half of the real ones?
 * No part shares a sequence, an object or a hand's shape with another one, and none is drawn from the split and seed
   that the judge of the candidates was trained or measured on. The script checks both before it trains.
 * As `pam-aug eval` does: root {first[root]}; alignment: {first[alignment]}; joints: {first[joints]}.
-* Longest run: {training_min:.1f} minutes of training, {evaluation_s} s of evaluation. Versions: {versions}.
+* Longest run: {training_min:.1f} minutes of training, {evaluation_s} s of evaluation (runs side by side share the
+  cores). Versions: {versions}.
 * Again: `python benchmarks/table4_standin.py --out DIR`. What every run found is in `rows/`.
 
 The bundled generator's labels are exact, so what the filter takes away are hard images, not wrong ones: what it gains
 or loses here says little about a generator that paints hands that are not there.
 
-This page stands beside the script that wrote it: at its top the repository has code, recipes, tests and benchmarks, and
-no folder of documents.
+This page stands beside the scripts that wrote it: at its top the repository has code, recipes, tests and benchmarks,
+and no folder of documents.
 """
 
 

@@ -1,6 +1,6 @@
 """Table 4 on stand-in data: does half of the real images plus generated ones train as well as all real ones?
 
-    python benchmarks/table4_standin.py [--quick] [--json] [--out DIR] [--work DIR] [--seeds 3] [--workers -1]
+    python benchmarks/table4_standin.py [--quick] [--json] [--out DIR] [--work DIR] [--seeds 3] [--at-once 2]
 
 "Real" is the demo's path-traced domain, with hands, objects, textures and lights that the generator does not have. The
 generated images are the bundled generator's kept candidates on rollouts of their own; the test is path-traced, too, of
@@ -47,7 +47,9 @@ FULL_EXPERIMENT = Experiment(FULL, (0, 1, 2))
 QUICK_EXPERIMENT = Experiment(QUICK, (0,), _QUICK_TRAINING)
 
 
-def run(experiment: Experiment, out: Path, work: Path, workers: int = -1, tell: bool = True) -> list[dict[str, Any]]:
+def run(
+    experiment: Experiment, out: Path, work: Path, workers: int = -1, tell: bool = True, at_once: int = 1
+) -> list[dict[str, Any]]:
     """Everything that is not done yet; returns the rows of all runs, and writes the report to `out`."""
     require_plots()  # rather now than in four hours
     out.mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,8 @@ def run(experiment: Experiment, out: Path, work: Path, workers: int = -1, tell: 
     rows: list[dict[str, Any]] = []
     total, seconds = len(experiment.seeds) * len(experiment.settings), []
     began = time.perf_counter()
-    for row, before in run_all(data, experiment.seeds, out, work, experiment.training, experiment.settings):
+    runs = run_all(data, experiment.seeds, out, work, experiment.training, experiment.settings, at_once)
+    for row, before in runs:
         rows.append(row)
         now = time.perf_counter()
         if not before:
@@ -75,10 +78,11 @@ def main() -> None:
     made.add_argument("--out", type=Path, help="rows, table and plots (runs/table4_standin/results)")
     made.add_argument("--work", type=Path, help="data and training runs (runs/table4_standin)")
     made.add_argument("--seeds", type=int, default=3, help="runs of each setting; at least 3 for a spread")
+    made.add_argument("--at-once", type=int, default=2, help="trainings side by side; each has its share of the cores")
     made.add_argument("--workers", type=int, default=-1, help="processes that make the data; -1 takes all cores")
     options = made.parse_args()
-    if options.seeds < 1:
-        made.error("--seeds: at least 1")
+    if options.seeds < 1 or options.at_once < 1:
+        made.error("--seeds, --at-once: at least 1")
     experiment = QUICK_EXPERIMENT if options.quick else FULL_EXPERIMENT
     if not options.quick and options.seeds != len(experiment.seeds):
         experiment = Experiment(FULL, tuple(range(options.seeds)))
@@ -86,7 +90,7 @@ def main() -> None:
         work = options.work or (Path(temporary) if options.quick else Path("runs/table4_standin"))
         out = options.out or work / "results"
         try:
-            rows = run(experiment, out, work, options.workers)
+            rows = run(experiment, out, work, options.workers, at_once=1 if options.quick else options.at_once)
         except PamAugError as error:
             print(f"table4_standin: {error}", file=sys.stderr)
             sys.exit(error.exit_code)

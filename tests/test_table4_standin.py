@@ -101,7 +101,7 @@ def test_a_stopped_experiment_goes_on_and_repeats_nothing(tmp_path, monkeypatch)
     real_build = table4_data.run_build
     monkeypatch.setattr(table4_data, "run_build", lambda *a, **k: built.append(a) or real_build(*a, **k))
     shards = {p: p.stat().st_mtime_ns for p in work.rglob("*.tar")}
-    rows = run(experiment, out, work, workers=0, tell=False)
+    rows = run(experiment, out, work, workers=0, tell=False, at_once=2)  # the rest side by side
     assert first.read_bytes() == before
     assert {p: p.stat().st_mtime_ns for p in work.rglob("*.tar")} == shards  # found, not made again
     assert [r["setting"] for r in rows] == ["generated+50", "random"]
