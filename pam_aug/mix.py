@@ -17,7 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pam_aug.errors import ConfigError, ResumeMismatch, SchemaError, ShardDamaged
 from pam_aug.geometry import square_crop
-from pam_aug.mix_memory import BatchMemory
+from pam_aug.mix_memory import BatchMemory, tensors_of
 from pam_aug.mix_order import Schedule, keep_fraction, order, parse_ratio, sequence_of
 from pam_aug.mix_sources import SourceItems, open_mix
 from pam_aug.shards.files import place
@@ -41,7 +41,18 @@ __all__ = [
 LastBatch = Literal["short", "pad", "drop"]
 # How many items are looked up at once.
 _LOOKUP = 2048
-_LABELS = ("joints_cam_m", "joints_px", "in_view", "K_px", "side", "global_orient", "hand_pose", "betas", "transl")
+_LABELS = (
+    "joints_cam_m",
+    "joints_px",
+    "in_view",
+    "K_px",
+    "side",
+    "global_orient",
+    "hand_pose",
+    "betas",
+    "transl",
+    "mano_valid",
+)
 
 
 class MixedDataset(IterableDataset):
@@ -188,10 +199,8 @@ class MixedDataset(IterableDataset):
         decode = _decode if self.crop_px is None else partial(_decode_crop, scale=self.crop_scale)
         for _ in run(decode, data, readers, rows, images):  # each into its own image and row
             pass
-        batch: dict[str, Any] = {"image": torch.from_numpy(images)}
-        batch |= {name: torch.from_numpy(rows[name].copy()) for name in _LABELS}
-        batch["mano_valid"] = torch.from_numpy(rows["mano_valid"].copy())
-        batch["is_synthetic"] = torch.from_numpy(rows["synthetic"].copy())
+        labels = {name: rows[name] for name in _LABELS} | {"is_synthetic": rows["synthetic"]}
+        batch: dict[str, Any] = {"image": torch.from_numpy(images), **tensors_of(labels)}
         sides = rows["side"].tolist()
         # An array: a DataLoader goes through lists one by one, and the threads wait for Python's lock meanwhile.
         batch["keys"] = np.array([key.decode() + ("-r", "-l")[s] for key, s in zip(columns[-1], sides)], np.str_)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from index_only import write_index_only
 from test_mix import keys_of
+from torch.utils.data import DataLoader
 
 from pam_aug.mix import MixedDataset, open_mix, parse_ratio
 from pam_aug.shards.manifest import read_mix
@@ -67,3 +68,16 @@ def test_open_shards_are_bounded(tmp_path, monkeypatch):
     assert len(os.listdir("/proc/self/fd")) - before <= 18  # 8 shards and what looks
     betas = torch.cat([batch["betas"][:, :2] for batch in dataset])
     assert len({tuple(b) for b in betas.tolist()}) == 1000
+
+
+def test_a_worker_hands_over_two_pieces_of_memory_and_the_same_labels(tmp_path):
+    folder = write_index_only(tmp_path, 1, 30)
+    alone = list(MixedDataset(folder, 8))
+    for one, batch in zip(alone, DataLoader(MixedDataset(folder, 8), batch_size=None, num_workers=1), strict=True):
+        tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
+        assert len({t.untyped_storage().data_ptr() for t in tensors.values()}) == 2  # the images, and all labels
+        for name, tensor in tensors.items():
+            assert (tensor.dtype, tensor.is_contiguous()) == (one[name].dtype, True)
+            assert torch.equal(tensor, one[name])
+            tensor[:] = 0  # nobody else's
+        assert all((tensor == 0).all() for tensor in tensors.values())

@@ -8,13 +8,13 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Float
 from torch.utils.data import Dataset
 
 from pam_aug.errors import ConfigError
 from pam_aug.geometry import square_crop
 from pam_aug.mix import MixedDataset, open_mix, parse_ratio
+from pam_aug.mix_memory import tensors_of
 from pam_aug.mix_order import MAX_DENOMINATOR
 from pam_aug.seeds import derived_seed
 from pam_aug.shards.manifest import Mix, MixSource, collect_shards, read_mix, write_mix
@@ -122,10 +122,9 @@ class MixBatches(Dataset):
         # A hand counts unless both its wrist and its middle finger's base lie outside the view, as in SimpleHand.
         inside = np.asarray(((seen >= -0.5) & (seen <= spec.input_px - 0.5)).all(axis=-1))
         uv = (seen + (spec.input_px / 2 - spec.centre_px)) / spec.input_px
-        batch["H_px"] = torch.from_numpy(views.H_px)
-        batch["turned"] = torch.from_numpy(views.turned)
-        batch["uv"] = torch.from_numpy(np.clip(uv, -10.0, 10.0).astype(np.float32))
-        batch["valid"] = torch.from_numpy(views.valid & (inside[:, 0] | inside[:, 9]))
+        uv = np.clip(uv, -10.0, 10.0).astype(np.float32)
+        valid = views.valid & (inside[:, 0] | inside[:, 9])
+        batch |= tensors_of({"H_px": views.H_px, "turned": views.turned, "uv": uv, "valid": valid})
 
     def _narrow_gap(
         self, images: np.ndarray, batch: dict[str, Any], found: Sequence[tuple[ShardReader, int]], seeds: list[int]
