@@ -16,6 +16,7 @@ from fakes import config
 from torch.utils.data import DataLoader
 
 from pam_aug.build.run import plan, run_build
+from pam_aug.build.workdir import InputWork
 from pam_aug.errors import AssetMissing, BudgetExceeded, ConfigError, ResumeMismatch, StorageError
 from pam_aug.mix import MixedDataset
 from pam_aug.report.summary import read_all_candidates
@@ -178,6 +179,13 @@ def test_what_a_backend_lacks_is_said_before_any_work(tmp_path, monkeypatch):
     with pytest.raises(AssetMissing, match=r"weights\.bin"):
         run_build(config(), tmp_path / "out", workers=0)
     assert not (tmp_path / "out").exists()
+
+
+def test_work_that_another_builder_takes_away_is_not_there(tmp_path):
+    work = InputWork(tmp_path, 0, 0)
+    work.put_image(0, b"one")
+    (work.folder / "01-00112233445566ff.jpg").symlink_to("gone")  # listed, and gone when it is read
+    assert work.images() == {0: b"one"}
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half(tmp_path, monkeypatch):

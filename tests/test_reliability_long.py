@@ -81,7 +81,7 @@ def test_c5_07_saved_at_each_of_a_thousand_steps_and_restored_under_other_worker
         states, keys = [], []
         for batch in DataLoader(dataset, batch_size=None, num_workers=workers):
             states.append(dataset.state_dict(batch))
-            keys += batch["keys"]
+            keys.extend(batch["keys"])
         assert len(keys) == len(set(keys)) == 1500
         saved[workers] = states, keys
     whole = saved[0][1]

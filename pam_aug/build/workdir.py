@@ -38,7 +38,10 @@ class InputWork:
         found: dict[int, bytes] = {}
         if self.folder.is_dir():
             for path in sorted(self.folder.glob("[0-9][0-9]-*.jpg")):
-                data = path.read_bytes()
+                try:
+                    data = path.read_bytes()
+                except FileNotFoundError:  # another builder of this folder committed the shard
+                    continue
                 if path.name == _name(int(path.name[:2]), data):
                     found[int(path.name[:2])] = data
         return found
