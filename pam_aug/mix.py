@@ -66,7 +66,7 @@ class MixedDataset(IterableDataset):
     A batch of B hands is a dict: `image` uint8 (B,H,W,3) RGB; `joints_cam_m` (B,21,3) metres, camera frame; `joints_px`
     (B,21,2) and `K_px` (B,3,3) in the pixels of `image`; `in_view` (B,21) bool; `side` (B) uint8, 0 right, 1 left;
     `global_orient` (B,3), `hand_pose` (B,45) absolute axis-angle, `betas` (B,10), `transl` (B,3) metres; `mano_valid`
-    and `is_synthetic` (B) bool; `keys` (B) array of str (`tolist()` makes a list of it); `position` int, the state after
+    and `is_synthetic` (B) bool; `keys` (B) array of str (`tolist()` makes a list); `position` int, the state after
     this batch; `padded` int, how many at the end repeat others.
 
     With `crop_px` an image is the square around the hand, as wide as its joints' box times `crop_scale`, resized.
