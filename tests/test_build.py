@@ -16,7 +16,8 @@ from fakes import config
 from torch.utils.data import DataLoader
 
 from pam_aug.build.run import plan, run_build
-from pam_aug.build.workdir import InputWork
+from pam_aug.build.workdir import InputWork, shard_work
+from pam_aug.build.worker import Worker
 from pam_aug.errors import AssetMissing, BudgetExceeded, ConfigError, ResumeMismatch, StorageError
 from pam_aug.mix import MixedDataset
 from pam_aug.report.summary import read_all_candidates
@@ -186,6 +187,23 @@ def test_work_that_another_builder_takes_away_is_not_there(tmp_path):
     work.put_image(0, b"one")
     (work.folder / "01-00112233445566ff.jpg").symlink_to("gone")  # listed, and gone when it is read
     assert work.images() == {0: b"one"}
+
+
+def test_a_scored_image_that_is_gone_is_made_anew_and_never_left_out(tmp_path, monkeypatch):
+    out, clean = tmp_path / "out", tmp_path / "clean"
+    run_build(config(), clean, workers=0)
+    pack = Worker._pack
+
+    def robbed(self, unit):
+        next(shard_work(out, unit.shard).rglob("*.jpg")).unlink()
+        return pack(self, unit)
+
+    monkeypatch.setattr(Worker, "_pack", robbed)
+    with pytest.raises(StorageError, match="run the same command again"):
+        run_build(config(), out, workers=0)
+    monkeypatch.setattr(Worker, "_pack", pack)
+    run_build(config(), out, workers=0)
+    assert tar_bytes(out) == tar_bytes(clean)
 
 
 def test_a_full_disk_is_one_clear_error_and_leaves_nothing_half(tmp_path, monkeypatch):

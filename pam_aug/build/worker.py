@@ -13,7 +13,7 @@ from pam_aug.build.hand_crop import AbsentHand, HandCrops
 from pam_aug.build.layout import candidates_path, failures_path, rejected_path, screening_path, shards_folder
 from pam_aug.build.screen import read_screening, write_screening
 from pam_aug.build.workdir import InputWork, drop_shard_work
-from pam_aug.errors import BackendError, SchemaError, ShardDamaged, SourceError, UnsafeInput
+from pam_aug.errors import BackendError, SchemaError, ShardDamaged, SourceError, StorageError, UnsafeInput
 from pam_aug.generate.base import Prompted
 from pam_aug.hand import HandAssets
 from pam_aug.render.conditions import Conditions, depth_png, seg_png
@@ -26,6 +26,7 @@ from pam_aug.seeds import candidate_seed
 from pam_aug.select import select
 from pam_aug.shards.images import decode_image
 from pam_aug.shards.manifest import write_candidates, written_row
+from pam_aug.shards.reader import read_marker
 from pam_aug.shards.writer import LEFT_OUT, ShardWriter, shard_name
 
 __all__ = ["SENSOR_DEPTH", "Job", "MakeCandidates", "PackSynthetic", "WriteReal", "Written", "make_worker"]
@@ -269,8 +270,18 @@ class Worker:
         judged = iter(rows)
         inputs = []
         for index, work in zip(unit.indices, works):
-            count = len(work.rows())
-            inputs.append((index, work.images(), [next(judged) for _ in range(count)]))
+            images, made = work.images(), [next(judged) for _ in work.rows()]
+            if any(not row.failure and row.index not in images for row in made):
+                path = shards_folder(self._out) / shard_name("syn", unit.shard)
+                if marker := read_marker(path):  # another builder of this folder was faster and tidied up
+                    return marker["counts"]
+                work.forget_rows()
+                raise StorageError(
+                    f"{work.folder}: images that were scored are gone or torn; run the same command again, it makes "
+                    "them anew",
+                    path=str(work.folder),
+                )
+            inputs.append((index, images, made))
         if self._config.shards.keep_rejected:
             self._write_candidates(rejected_path(self._out, unit.shard), "rejected", inputs, kept=False)
         write_candidates(candidates_path(self._out, unit.shard), rows)
